@@ -1,0 +1,1 @@
+"""Conversion of published PyTorch weights to and from Janus-JAX model directories."""

@@ -1,0 +1,1 @@
+"""The janus-jax command line: one file per subcommand, dispatched by main.py."""

@@ -1,0 +1,34 @@
+"""Errors meant for the person at the keyboard."""
+
+
+class InputError(ValueError):
+    """Unusable input or arguments: the command line prints it as one line and exits with status 2.
+
+    ``str(error)`` is always a single line, so it can be logged, shown in a browser or compared in a
+    test: what is wrong (with the flag or file and the value it had), what is allowed, and the fix.
+
+    Attributes:
+        what: What is wrong, naming the flag, file or field and its value.
+        allowed: What would have been accepted; empty when `what` says it already.
+        fix: What to do about it, as an instruction; empty when `allowed` makes it plain.
+    """
+
+    def __init__(self, what: str, allowed: str = "", fix: str = ""):
+        self.what = _one_line(what)
+        self.allowed = _one_line(allowed)
+        self.fix = _one_line(fix)
+        parts = [self.what]
+        if self.allowed:
+            parts.append(f"allowed: {self.allowed}")
+        if self.fix:
+            parts.append(f"fix: {self.fix}")
+        super().__init__("; ".join(parts))
+
+    def __reduce__(self):
+        # The message is composed, so rebuilding from `args` alone (the default) would nest it when
+        # the error crosses a process boundary, as it does from a data-loading worker.
+        return type(self), (self.what, self.allowed, self.fix)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(str(text).split()).rstrip(".;")
