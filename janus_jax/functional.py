@@ -1,0 +1,138 @@
+"""The model as pure functions over `(graphdef, params)`, to be used under your own `jax.jit`.
+
+    graphdef, params = functional.build(config, seed=0)
+    features = jax.jit(functional.encode_image, static_argnums=0)(graphdef, params, pixels)
+
+`graphdef` is hashable and static; `params` is a pytree of arrays. Shapes are those of the methods
+of `janus_jax.models.janus.JanusModel`, where they are documented.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from janus_jax.config import JanusConfig
+from janus_jax.models.janus import JanusModel
+from janus_jax.nn.cache import KVCache
+
+GraphDef = Any
+Params = nnx.State
+
+
+def build(
+    config: JanusConfig, seed: int = 0, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
+) -> tuple[GraphDef, Params]:
+    """A freshly initialised model.
+
+    Args:
+      config: the architecture.
+      seed: seed of the initialisation.
+      dtype: compute dtype.
+      param_dtype: storage dtype.
+
+    Returns:
+      graphdef and parameters, on the default device.
+    """
+    # Closed over, not passed: the whole initialisation is one compiled program.
+    graphdef = abstract(config, dtype=dtype, param_dtype=param_dtype)[0]
+
+    def init(key: jax.Array) -> Params:
+        rngs = nnx.Rngs(params=key)
+        return nnx.split(JanusModel(config, rngs, dtype=dtype, param_dtype=param_dtype))[1]
+
+    return graphdef, jax.jit(init)(jax.random.key(seed))
+
+
+def abstract(
+    config: JanusConfig, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
+) -> tuple[GraphDef, Params]:
+    """Like `build`, with `jax.ShapeDtypeStruct` leaves: any size, no memory."""
+    return nnx.split(
+        nnx.eval_shape(
+            lambda: JanusModel(config, nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
+        )
+    )
+
+
+def count_params(params: Any) -> int:
+    """Number of scalars in a (possibly abstract) parameter tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def flat_params(params: Any) -> dict[str, Any]:
+    """`{"llm/embed/embedding": array, ...}`, the path form used by checkpoints and conversion."""
+    return {
+        "/".join(map(str, path)): variable.get_value() if hasattr(variable, "get_value") else variable
+        for path, variable in nnx.to_flat_state(params)
+    }
+
+
+def encode_image(graphdef: GraphDef, params: Params, pixels: jax.Array) -> jax.Array:
+    """Normalised pictures [N, S, S, 3] -> features [N, P, D]."""
+    return nnx.merge(graphdef, params).encode_image(pixels)
+
+
+def embed(
+    graphdef: GraphDef,
+    params: Params,
+    tokens: jax.Array,
+    image_features: jax.Array | None = None,
+    image_index: jax.Array | None = None,
+) -> jax.Array:
+    """Text ids [B, T], with image features at the places `image_index` names -> [B, T, D]."""
+    return nnx.merge(graphdef, params).embed(tokens, image_features, image_index)
+
+
+def embed_image_tokens(graphdef: GraphDef, params: Params, ids: jax.Array) -> jax.Array:
+    """Image codes [B, K] -> input embeddings [B, K, D]."""
+    return nnx.merge(graphdef, params).embed_image_tokens(ids)
+
+
+def hidden(
+    graphdef: GraphDef, params: Params, x: jax.Array, positions: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Embeddings [B, T, D] -> causal hidden states [B, T, D]."""
+    return nnx.merge(graphdef, params).hidden(x, positions, mask)
+
+
+def text_logits(graphdef: GraphDef, params: Params, states: jax.Array) -> jax.Array:
+    """Hidden states [..., D] -> text logits [..., V] float32."""
+    return nnx.merge(graphdef, params).text_logits(states)
+
+
+def image_logits(graphdef: GraphDef, params: Params, states: jax.Array) -> jax.Array:
+    """Hidden states [..., D] -> image-code logits [..., K] float32."""
+    return nnx.merge(graphdef, params).image_logits(states)
+
+
+def prefill(
+    graphdef: GraphDef,
+    params: Params,
+    x: jax.Array,
+    positions: jax.Array,
+    mask: jax.Array,
+    cache_length: int,
+) -> tuple[jax.Array, KVCache]:
+    """Embeddings of left-padded prompts [B, T, D] -> (hidden [B, T, D], cache)."""
+    return nnx.merge(graphdef, params).prefill(x, positions, mask, cache_length)
+
+
+def decode_step(
+    graphdef: GraphDef, params: Params, x: jax.Array, positions: jax.Array, cache: KVCache
+) -> tuple[jax.Array, KVCache]:
+    """One more token: embeddings [B, 1, D] -> (hidden [B, 1, D], cache)."""
+    return nnx.merge(graphdef, params).decode_step(x, positions, cache)
+
+
+def vq_encode(graphdef: GraphDef, params: Params, pixels: jax.Array) -> jax.Array:
+    """Pictures [B, S, S, 3] in [-1, 1] -> codes [B, P] int32."""
+    return nnx.merge(graphdef, params).vq_encode(pixels)
+
+
+def vq_decode(graphdef: GraphDef, params: Params, ids: jax.Array) -> jax.Array:
+    """Codes [B, P] -> pictures [B, S, S, 3] float32, about [-1, 1]."""
+    return nnx.merge(graphdef, params).vq_decode(ids)

@@ -1,0 +1,43 @@
+"""The small modules between the encoders and the language model.
+
+Dims: B batch, P image tokens, I encoder width, D language-model width, K codes.
+
+Both aligners and the image head are two Linear layers with an exact GELU between them (Janus
+paper, arXiv 2410.13848, section 3.1; checked against the published checkpoints).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from janus_jax.nn.layers import Linear, gelu
+
+
+class Aligner(nnx.Module):
+    """Maps encoder features or code embeddings into the language model's input space."""
+
+    def __init__(self, rngs: nnx.Rngs, features: int, width: int, *, dtype: Any, param_dtype: Any):
+        kwargs = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
+        self.fc1 = Linear(rngs, features, width, (None, "mlp"), **kwargs)
+        self.fc2 = Linear(rngs, width, width, ("mlp", "embed"), **kwargs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., I] -> [..., D]."""
+        return self.fc2(gelu(self.fc1(x)))
+
+
+class ImageHead(nnx.Module):
+    """Scores the codes of the next image token; takes the place of `lm_head` while drawing."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, codes: int, *, dtype: Any, param_dtype: Any):
+        kwargs = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
+        self.proj = Linear(rngs, width, width, ("embed", "mlp"), **kwargs)
+        self.out = Linear(rngs, width, codes, ("mlp", "vocab"), **kwargs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> logits [..., K], float32."""
+        return self.out(gelu(self.proj(x))).astype(jnp.float32)

@@ -1,0 +1,184 @@
+"""The language model: Llama (arXiv 2302.13971) with an untied head, as Janus uses it.
+
+Dims: B batch, T tokens, S cache slots, D width, N query heads, K key heads, H head width,
+F MLP width, V vocabulary.
+
+Inputs are embeddings, because image features and image tokens enter beside text tokens. The
+final norm is part of `hidden`, since both heads (text and image) read normalised states.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+
+from janus_jax.config import LlamaConfig
+from janus_jax.nn.attention import attention, causal_mask
+from janus_jax.nn.cache import KVCache, write_slot
+from janus_jax.nn.layers import Embedding, Linear, RMSNorm, tap
+from janus_jax.nn.rope import apply_rope, rope_tables
+from janus_jax.sharding import constrain
+
+
+class Attention(nnx.Module):
+    """Causal attention with rotary positions and no biases."""
+
+    def __init__(self, rngs: nnx.Rngs, config: LlamaConfig, *, dtype: Any, param_dtype: Any):
+        d, h = config.width, config.head_dim
+        kwargs = dict(bias=False, dtype=dtype, param_dtype=param_dtype)
+        self.q = Linear(rngs, d, config.num_heads * h, ("embed", "heads"), **kwargs)
+        self.k = Linear(rngs, d, config.num_kv_heads * h, ("embed", "heads"), **kwargs)
+        self.v = Linear(rngs, d, config.num_kv_heads * h, ("embed", "heads"), **kwargs)
+        self.out = Linear(rngs, config.num_heads * h, d, ("heads", "embed"), **kwargs)
+        self.head_dim = h
+
+    def project(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B, T, D] -> rotated q [B, T, N, H], rotated k and plain v [B, T, K, H]."""
+        b, t, _ = x.shape
+        q, k, v = (y.reshape(b, t, -1, self.head_dim) for y in (self.q(x), self.k(x), self.v(x)))
+        return apply_rope(q, *rope), apply_rope(k, *rope), v
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        """Attention and output projection; mask [B, T, S]; -> [B, T, D]."""
+        y = attention(q, k, v, mask, scale=self.head_dim**-0.5)
+        return self.out(y.reshape(*y.shape[:2], -1))
+
+
+class SwiGLU(nnx.Module):
+    """`down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, rngs: nnx.Rngs, config: LlamaConfig, *, dtype: Any, param_dtype: Any):
+        d, f = config.width, config.mlp_dim
+        kwargs = dict(bias=False, dtype=dtype, param_dtype=param_dtype)
+        self.gate = Linear(rngs, d, f, ("embed", "mlp"), **kwargs)
+        self.up = Linear(rngs, d, f, ("embed", "mlp"), **kwargs)
+        self.down = Linear(rngs, f, d, ("mlp", "embed"), **kwargs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Layer(nnx.Module):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, rngs: nnx.Rngs, config: LlamaConfig, *, dtype: Any, param_dtype: Any):
+        kwargs = dict(dtype=dtype, param_dtype=param_dtype)
+        norm = dict(eps=config.rms_norm_eps, param_dtype=param_dtype)
+        self.attn_norm = RMSNorm(rngs, config.width, **norm)
+        self.attn = Attention(rngs, config, **kwargs)
+        self.mlp_norm = RMSNorm(rngs, config.width, **norm)
+        self.mlp = SwiGLU(rngs, config, **kwargs)
+
+    def __call__(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """A whole sequence: [B, T, D] -> ([B, T, D], (k, v) [B, T, K, H])."""
+        x = constrain(x, "batch", "length", None)
+        q, k, v = self.attn.project(self.attn_norm(x), rope)
+        x = x + self.attn.attend(q, k, v, mask)
+        return x + self.mlp(self.mlp_norm(x)), (k, v)
+
+    def decode(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        mask: jax.Array,
+        k_cache: jax.Array,
+        v_cache: jax.Array,
+        slot: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """One token [B, 1, D] against the cache [B, S, K, H] of this layer, written at `slot`."""
+        q, k, v = self.attn.project(self.attn_norm(x), rope)
+        k_cache, v_cache = write_slot(k_cache, k, slot), write_slot(v_cache, v, slot)
+        x = x + self.attn.attend(q, k_cache.astype(q.dtype), v_cache.astype(q.dtype), mask)
+        return x + self.mlp(self.mlp_norm(x)), k_cache, v_cache
+
+
+class Llama(nnx.Module):
+    """Token embedding, decoder layers, final norm and text head."""
+
+    def __init__(self, rngs: nnx.Rngs, config: LlamaConfig, *, dtype: Any, param_dtype: Any):
+        kwargs = dict(dtype=dtype, param_dtype=param_dtype)
+        self.embed = Embedding(
+            rngs,
+            config.vocab_size,
+            config.width,
+            ("vocab", "embed"),
+            init=initializers.normal(0.02),
+            **kwargs,
+        )
+        self.layers = nnx.List([Layer(rngs, config, **kwargs) for _ in range(config.depth)])
+        self.norm = RMSNorm(rngs, config.width, eps=config.rms_norm_eps, param_dtype=param_dtype)
+        self.lm_head = Linear(
+            rngs,
+            config.width,
+            config.vocab_size,
+            ("embed", "vocab"),
+            bias=False,
+            init=initializers.normal(0.02),
+            **kwargs,
+        )
+        self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
+
+    def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Rotary tables of [B, T] positions."""
+        return rope_tables(positions, head_dim=self.head_dim, theta=self.rope_theta)
+
+    def hidden(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        taps: dict[str, jax.Array] | None = None,
+    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        """Runs whole sequences.
+
+        Args:
+          x: [B, T, D] input embeddings.
+          positions: [B, T] int32.
+          mask: [B, T] bool, True for real tokens.
+          taps: filled with every layer's output (`llm/layers/{i}`) when given.
+
+        Returns:
+          Normalised hidden states [B, T, D], and each layer's keys and values [B, T, K, H].
+        """
+        rope, visible = self.rope(positions), causal_mask(mask)
+        keys_values = []
+        for i, layer in enumerate(self.layers):
+            x, kv = layer(x, rope, visible)
+            keys_values.append(kv)
+            tap(taps, f"llm/layers/{i}", x)
+        return tap(taps, "llm/norm", self.norm(x)), keys_values
+
+    def decode_step(
+        self, x: jax.Array, positions: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """One more token for every row.
+
+        Args:
+          x: [B, 1, D] input embedding of the new token.
+          positions: [B, 1] int32, the token's position within its own row.
+          cache: where the token is written, at slot `cache.length`.
+
+        Returns:
+          Normalised hidden state [B, 1, D] and the grown cache.
+        """
+        rope, slot = self.rope(positions), cache.length
+        valid = write_slot(cache.valid, jnp.ones((x.shape[0], 1), bool), slot)
+        keys, values = [], []
+        for layer, k, v in zip(self.layers, cache.k, cache.v, strict=True):
+            x, k, v = layer.decode(x, rope, valid[:, None], k, v, slot)
+            keys.append(k)
+            values.append(v)
+        return self.norm(x), KVCache(tuple(keys), tuple(values), valid, slot + 1)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Text logits [..., V] float32 of normalised states [..., D]."""
+        return self.lm_head(hidden).astype(jnp.float32)

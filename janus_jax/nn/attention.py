@@ -1,0 +1,49 @@
+"""Scaled dot-product attention.
+
+Dims: B batch, T queries, S keys, N query heads, K key heads, H head width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, *, scale: float
+) -> jax.Array:
+    """Softmax attention; scores and softmax in float32.
+
+    Args:
+      q: [B, T, N, H].
+      k: [B, S, K, H], N a multiple of K.
+      v: [B, S, K, H].
+      mask: [B, T, S] bool, True where a query may look; None for full attention.
+      scale: multiplies the scores (H ** -0.5 everywhere in Janus).
+
+    Returns:
+      [B, T, N, H] in q's dtype. A query that may look nowhere gets the mean of all values: finite,
+      and ignored by every caller (such queries are padding).
+    """
+    b, t, n, h = q.shape
+    kv_heads = k.shape[2]
+    grouped = q.reshape(b, t, kv_heads, n // kv_heads, h)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    scores = scores * scale
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(b, t, n, h)
+
+
+def causal_mask(valid: jax.Array) -> jax.Array:
+    """Who may look where: backwards only, and never at padding.
+
+    Args:
+      valid: [B, T] bool, True for real tokens.
+
+    Returns:
+      [B, T, T] bool.
+    """
+    t = valid.shape[1]
+    return jnp.tril(jnp.ones((t, t), bool))[None] & valid[:, None, :]

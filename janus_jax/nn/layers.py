@@ -1,0 +1,212 @@
+"""Parameter declaration and the basic layers.
+
+Dims: B batch, T tokens, D features in, F features out, G groups, C channels.
+
+A parameter is declared once, by `param`: its shape, its initialiser and the logical axes from
+which sharding derives (`janus_jax.sharding`). Layers hold parameters and static numbers only, so
+`nnx.split` gives `(graphdef, params)` and everything else is plain JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.nn import initializers
+
+Initializer = Callable[[Any, Sequence[int], Any], jax.Array]
+
+
+def param(
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    init: Initializer,
+    dtype: Any,
+) -> nnx.Param:
+    """Declares one parameter.
+
+    Args:
+      rngs: source of the initialisation key (stream `params`).
+      shape: shape of the array.
+      axes: one logical axis name (or None) for each dimension.
+      init: `init(key, shape, dtype)`.
+      dtype: storage dtype.
+
+    Returns:
+      The parameter, carrying `axes` as metadata.
+
+    Raises:
+      ValueError: `axes` and `shape` differ in length.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"a parameter of shape {shape} needs {len(shape)} axes, got {axes}")
+    return nnx.Param(init(rngs.params(), shape, dtype), axes=axes)
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`, kernel [D, F], computed in `dtype`."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        features_in: int,
+        features_out: int,
+        axes: tuple[str | None, str | None],
+        *,
+        bias: bool,
+        dtype: Any,
+        param_dtype: Any,
+        init: Initializer | None = None,
+    ):
+        # LeCun scaling keeps activations at unit variance at any width, so one recipe serves
+        # the tiny model and the published ones (whose weights are loaded anyway).
+        self.kernel = param(
+            rngs,
+            (features_in, features_out),
+            axes,
+            init or initializers.lecun_normal(),
+            param_dtype,
+        )
+        self.bias = (
+            param(rngs, (features_out,), (axes[1],), initializers.zeros, param_dtype)
+            if bias
+            else None
+        )
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., F] in `dtype`."""
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Embedding(nnx.Module):
+    """A lookup table [V, D]."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        size: int,
+        features: int,
+        axes: tuple[str | None, str | None],
+        *,
+        dtype: Any,
+        param_dtype: Any,
+        init: Initializer,
+    ):
+        self.embedding = param(rngs, (size, features), axes, init, param_dtype)
+        self.dtype = dtype
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Int ids [...] -> [..., D] in `dtype`."""
+        return jnp.take(self.embedding[...], ids, axis=0, mode="clip").astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last dimension, statistics in float32."""
+
+    def __init__(self, rngs: nnx.Rngs, features: int, *, eps: float, param_dtype: Any):
+        self.scale = param(rngs, (features,), ("norm",), initializers.ones, param_dtype)
+        self.bias = param(rngs, (features,), ("norm",), initializers.zeros, param_dtype)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D], dtype kept."""
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """RMSNorm over the last dimension in float32, as Llama has it."""
+
+    def __init__(self, rngs: nnx.Rngs, features: int, *, eps: float, param_dtype: Any):
+        self.scale = param(rngs, (features,), ("norm",), initializers.ones, param_dtype)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D], dtype kept."""
+        y = x.astype(jnp.float32)
+        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        # The reference rounds to the compute dtype before it scales.
+        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """GroupNorm over channels-last pictures, statistics in float32."""
+
+    def __init__(
+        self, rngs: nnx.Rngs, channels: int, *, groups: int, eps: float, param_dtype: Any
+    ):
+        self.scale = param(rngs, (channels,), ("norm",), initializers.ones, param_dtype)
+        self.bias = param(rngs, (channels,), ("norm",), initializers.zeros, param_dtype)
+        self.groups, self.eps = groups, eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, Y, X, C] -> [B, Y, X, C], dtype kept."""
+        b, h, w, c = x.shape
+        y = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
+        y = y - y.mean((1, 3), keepdims=True)
+        y = y * lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.eps)
+        y = y.reshape(b, h, w, c) * self.scale[...] + self.bias[...]
+        return y.astype(x.dtype)
+
+
+class Conv(nnx.Module):
+    """2-D convolution, channels last, kernel HWIO, bias.
+
+    `padding` takes what `lax.conv_general_dilated` takes.
+    """
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        channels_in: int,
+        channels_out: int,
+        *,
+        kernel: int,
+        stride: int = 1,
+        padding: str | Sequence[tuple[int, int]] = "SAME",
+        axes: tuple[str | None, str | None] = (None, "conv_out"),
+        dtype: Any,
+        param_dtype: Any,
+    ):
+        self.kernel = param(
+            rngs,
+            (kernel, kernel, channels_in, channels_out),
+            (None, None, *axes),
+            initializers.lecun_normal(in_axis=(0, 1, 2)),
+            param_dtype,
+        )
+        self.bias = param(rngs, (channels_out,), (axes[1],), initializers.zeros, param_dtype)
+        self.stride, self.dtype = stride, dtype
+        self.padding = padding if isinstance(padding, str) else tuple(padding)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, Y, X, C_in] -> [B, Y', X', C_out] in `dtype`."""
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + self.bias[...].astype(self.dtype)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact (erf) GELU, as everywhere in Janus; `jax.nn.gelu` defaults to the tanh form."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def tap(taps: dict[str, jax.Array] | None, name: str, x: jax.Array) -> jax.Array:
+    """Records `x` under `name` when the caller asked for intermediates; returns `x`."""
+    if taps is not None:
+        taps[name] = x
+    return x
