@@ -1,0 +1,41 @@
+"""Settings that must hold before JAX starts, for every test.
+
+- Eight CPU devices, so that sharding is tested on any machine.
+- CPU unless JAX_PLATFORMS says otherwise, with float32 products in float32 on accelerators too.
+- Compiled programs are kept in .cache/ (ignored by git): a second run compiles nothing.
+- Shapes and dtypes in signatures are checked on every call; JANUS_JAX_TYPECHECK=0 turns that off.
+"""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A test that wants the user's cache folder must never get the real one.
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+os.environ["JANUS_JAX_CACHE_DIR"] = str(CACHE / "janus-jax")
+# No test may reach the network; a download that is attempted fails at once instead of hanging.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Two thread pools of two threads each on two cores slow one another down.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "float32")
+
+import janus_jax.cache  # noqa: E402
+
+janus_jax.cache.enable_compile_cache()
+
+if os.environ.get("JANUS_JAX_TYPECHECK", "1") != "0":
+    from jaxtyping import install_import_hook
+
+    install_import_hook(["janus_jax.models", "janus_jax.nn"], "beartype.beartype")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs the canary first: when the backend computes wrong numbers, nothing below means a thing."""
+    items.sort(key=lambda item: item.path.name != "test_canary.py")

@@ -1,0 +1,20 @@
+import pickle
+
+from janus_jax import InputError
+
+
+def test_the_message_is_one_line_with_every_part():
+    error = InputError("--image cat.txt is\n not an image.", "PNG or JPEG", "convert it first.")
+    assert str(error) == "--image cat.txt is not an image; allowed: PNG or JPEG; fix: convert it first"
+    assert isinstance(error, ValueError)
+
+
+def test_empty_parts_leave_no_trace():
+    assert str(InputError("--prompt is empty")) == "--prompt is empty"
+    assert str(InputError("a", fix="b")) == "a; fix: b"
+
+
+def test_it_survives_a_process_boundary():
+    error = pickle.loads(pickle.dumps(InputError("what", "allowed", "fix")))
+    assert (error.what, error.allowed, error.fix) == ("what", "allowed", "fix")
+    assert str(error) == "what; allowed: allowed; fix: fix"
