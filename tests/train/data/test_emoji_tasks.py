@@ -135,6 +135,6 @@ def test_tokenizer_corpus_holds_training_only():
     assert {"What is this?", "这是什么？", "hot dog", "热狗", "Whose flag?"} <= corpus
     for e in load_emoji():
         if e.split != "train":
-            assert e.name not in corpus
+            assert f"{e.name}. What kind?" not in corpus
             assert f"{e.name} in Chinese?" not in corpus
             assert f"{e.name_zh}，英文？" not in corpus
