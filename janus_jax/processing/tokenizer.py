@@ -138,12 +138,13 @@ class Tokenizer:
                 character that the vocabulary has only as an added token.
         """
         try:
-            encoding = self._encoder.encode(text, add_special_tokens=False)
+            text.encode()  # the package has no clear error for lone surrogates
         except UnicodeEncodeError as error:
             raise InputError(
                 f"the text has a character that is not valid Unicode at position {error.start}",
                 fix="pass UTF-8 text",
             ) from error
+        encoding = self._encoder.encode(text, add_special_tokens=False)
         ids = encoding.ids
         if self.protected.isdisjoint(ids):
             return ids
