@@ -6,6 +6,7 @@ on import, so nothing here runs unless it is called.
 """
 
 import hashlib
+import importlib.metadata
 import os
 import platform
 import sys
@@ -17,7 +18,7 @@ OFF_WORDS = ("0", "off", "none")
 
 
 def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Returns the folder for everything Janus-JAX may rebuild: compiled programs, converted weights.
+    """Returns the folder for what can be made again: compiled programs, converted weights.
 
     In order: ``JANUS_JAX_CACHE_DIR``, ``XDG_CACHE_HOME/janus-jax``, the system's usual place.
 
@@ -57,8 +58,8 @@ def enable_compile_cache(directory: str | os.PathLike[str] | None = None) -> Pat
         return None
     import jax
 
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    if chosen := jax.config.read("jax_compilation_cache_dir"):
+        return Path(chosen)
     target = Path(directory) if directory is not None else cache_root() / "xla" / _machine_tag()
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -81,8 +82,6 @@ def enable_compile_cache(directory: str | os.PathLike[str] | None = None) -> Pat
 def _machine_tag() -> str:
     # Programs compiled for the CPU use its vector instructions. A home folder shared by unlike
     # machines must not hand one machine's programs to another, hence the processor's feature list.
-    import jaxlib
-
     features = platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
@@ -93,4 +92,4 @@ def _machine_tag() -> str:
     except OSError:
         features += platform.processor()
     digest = hashlib.sha256(features.encode()).hexdigest()[:8]
-    return f"jaxlib-{jaxlib.__version__}-{digest}"
+    return f"jaxlib-{importlib.metadata.version('jaxlib')}-{digest}"

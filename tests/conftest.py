@@ -37,5 +37,5 @@ if os.environ.get("JANUS_JAX_TYPECHECK", "1") != "0":
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the canary first: when the backend computes wrong numbers, nothing below means a thing."""
+    """Runs the canary first: on a backend that computes wrongly, no other result means a thing."""
     items.sort(key=lambda item: item.path.name != "test_canary.py")

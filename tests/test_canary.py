@@ -1,10 +1,10 @@
 """Does this backend compute right numbers at all? Runs before everything else.
 
 jax 0.10.2 returns silently wrong results on CPU: the later rows of a vmapped matrix-vector product
-that is then reduced (jax issue 39103), and, on some processors, arctan of 50 elements or more (jax
-issue 39352). The version pins avoid it; these tests notice when a resolver, or a new release, brings
-it back. With jax 0.10.2 installed the first three fail, at 32,769 rows of 3; arctan was right on the
-AVX-512 machine this was tried on.
+that is then reduced (jax issue 39103), and, on some processors, arctan of 50 elements or more
+(jax issue 39352). The version pins avoid it; these tests notice when a resolver, or a new release,
+brings it back. Under jax 0.10.2 the first three fail, at 32,769 rows of 3; its arctan was right on
+the AVX-512 machine this was tried on.
 
 No pytest in here: .ci/smoke.py runs the same functions in an environment without it.
 """
@@ -30,7 +30,8 @@ def test_vmapped_matvec_then_reduction_on_integers():
         index = np.arange(count, dtype=np.float32)
         rows = np.stack([index, np.zeros_like(index), np.zeros_like(index)], axis=1)
         got = np.asarray(jax.jit(_row_energy)(np.eye(3, dtype=np.float32), rows))
-        np.testing.assert_allclose(got, index.astype(np.float64) ** 2, rtol=2e-7, err_msg=f"{count}")
+        want = index.astype(np.float64) ** 2
+        np.testing.assert_allclose(got, want, rtol=2e-7, err_msg=f"{count} rows")
 
 
 def test_vmapped_matvec_then_reduction_for_many_shapes():

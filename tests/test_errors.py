@@ -4,8 +4,10 @@ from janus_jax import InputError
 
 
 def test_the_message_is_one_line_with_every_part():
-    error = InputError("--image cat.txt is\n not an image.", "PNG or JPEG", "convert it first.")
-    assert str(error) == "--image cat.txt is not an image; allowed: PNG or JPEG; fix: convert it first"
+    error = InputError("--image a.txt is\n not an image.", "PNG or JPEG", "convert it first.")
+    assert (
+        str(error) == "--image a.txt is not an image; allowed: PNG or JPEG; fix: convert it first"
+    )
     assert isinstance(error, ValueError)
 
 

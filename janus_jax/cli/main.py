@@ -1,0 +1,176 @@
+"""The ``janus-jax`` command: picks the subcommand, turns failures into exit statuses.
+
+Exit statuses: 0 done; 1 a run failed; 2 unusable arguments or input; 75 preempted and saved, start
+again; 130 interrupted from the keyboard. Results go to stdout, everything else to stderr.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import tyro
+
+from janus_jax.cli import chat, generate, train
+from janus_jax.errors import InputError
+
+EXIT_FAILED = 1
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def _options(detail: bool) -> type:
+    """The command line as a dataclass; `detail` adds the examples to each command's description."""
+
+    def named(name: str, command: type):
+        text = inspect.getdoc(command) or ""
+        return tyro.conf.subcommand(name, description=text if detail else text.split("\n\n")[0])
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        """Janus-JAX: draw pictures from text, ask about pictures, train the models.
+
+        Attributes:
+            command: What to do; each command has its own --help, with examples.
+            debug: Show the full traceback when something fails.
+        """
+
+        command: (
+            Annotated[generate.Generate, named("generate", generate.Generate)]
+            | Annotated[chat.Chat, named("chat", chat.Chat)]
+            | Annotated[train.Train, named("train", train.Train)]
+        )
+        debug: bool = False
+
+    return Options
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and exits.
+
+    Args:
+        argv: The arguments after the program's name; by default those of this process.
+
+    Raises:
+        SystemExit: always, with the status of the module's docstring.
+    """
+    raise SystemExit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs one command and returns its exit status; prints failures to stderr as one line.
+
+    Args:
+        argv: The arguments after the program's name.
+
+    Returns:
+        The exit status, as in the module's docstring.
+    """
+    debug = "--debug" in argv
+    try:
+        return _dispatch(argv)
+    except InputError as error:
+        _report(error, str(error), debug)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print("janus-jax: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader, such as `head`, has gone. Python would complain again when it flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as error:
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        _report(error, f"{message} (add --debug for the traceback)", debug)
+        return EXIT_FAILED
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    argv = list(argv)
+    words = [word for word in argv if word != "--debug"]
+    if words[:1] == ["train"]:
+        from janus_jax.cache import enable_compile_cache
+
+        enable_compile_cache()
+        return train.run(words[1:])
+    command = _parse(argv)
+    from janus_jax.cache import enable_compile_cache
+
+    enable_compile_cache()
+    match command:
+        case generate.Generate():
+            return generate.run(command) or 0
+        case chat.Chat():
+            return chat.run(command) or 0
+        case train.Train():
+            # Only `janus-jax train` alone comes here; the trainer explains what it needs.
+            return train.run([])
+
+
+def _parse(argv: list[str]) -> generate.Generate | chat.Chat | train.Train:
+    """Parses everything but `train`; SystemExit(0) after --help, InputError on bad arguments."""
+    top_level = argv[:1] in ([], ["-h"], ["--help"])
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                _options(detail=not top_level),
+                args=argv,
+                prog="janus-jax",
+                config=(
+                    tyro.conf.CascadeSubcommandArgs,
+                    tyro.conf.FlagCreatePairsOff,
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.OmitSubcommandPrefixes,
+                ),
+            ).command
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(flatten_parse_error(box.getvalue())) from None
+
+
+def flatten_parse_error(box: str) -> str:
+    """Turns tyro's framed, many-line report into one line.
+
+    Args:
+        box: What tyro printed: a title, sections divided by rules, help text for similar flags.
+
+    Returns:
+        The complaint, the nearest flag or the subcommands where tyro names them, and where to look.
+    """
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│ ").strip()
+        if line.startswith(("╭", "╰")) or not text:
+            continue
+        if set(text) == {"─"}:
+            sections.append([])
+        else:
+            sections[-1].append(text)
+    parts = [" ".join(sections[0]).rstrip(".")]
+    for section in sections[1:]:
+        first, rest = section[0], section[1:]
+        if first.startswith("Perhaps you meant") and rest:
+            parts.append(f"did you mean {rest[0].split()[0].rstrip(',')}?")
+        elif first.startswith("Available subcommands"):
+            parts.append(" ".join(section).lower())
+        elif first.startswith("For full helptext"):
+            text = " ".join(section)
+            parts.append("see " + text[text.rindex("janus-jax") :])
+    return "; ".join(parts)
+
+
+def _report(error: Exception, message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    print(f"janus-jax: error: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

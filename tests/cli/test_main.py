@@ -1,0 +1,125 @@
+import subprocess
+import sys
+
+import pytest
+
+from janus_jax import InputError
+from janus_jax.cli import generate, main, train
+
+FULL_OPTION_BOX = """╭─ Unrecognized options ───────────────────╮
+│ Unrecognized options: --dtpe, b          │
+│ ──────────────────────────────────────── │
+│ Perhaps you meant:                       │
+│     --dtype {float32,bfloat16}           │
+│         Compute type. (default: float32) │
+│         in janus-jax generate --help     │
+│ ──────────────────────────────────────── │
+│ For full helptext, run janus-jax --help  │
+╰──────────────────────────────────────────╯
+"""
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("janus-jax: error: ")
+    return err
+
+
+def test_a_framed_report_becomes_one_line():
+    assert main.flatten_parse_error(FULL_OPTION_BOX) == (
+        "Unrecognized options: --dtpe, b; did you mean --dtype?; see janus-jax --help"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ([], "generate"),
+        (["genrate", "a cat"], "genrate"),
+        (["generate", "a cat", "--seed", "one"], "--seed"),
+        (["generate", "a cat", "--sede", "1"], "--seed"),
+        (["chat", "hello", "--image"], "--image"),
+    ],
+)
+def test_unusable_arguments_exit_2_with_one_line_that_names_them(argv, named, capsys):
+    assert main.run(argv) == 2
+    assert named in one_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_help_shows_every_flag_and_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.run([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--model", "--seed", "--json", "--debug"):
+        assert flag in text
+    assert f"janus-jax {command} " in text.split("╭")[0].split("\n", 1)[1]
+
+
+def test_top_level_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.run(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for command in ("generate", "chat", "train"):
+        assert command in text
+
+
+def failing(error):
+    def run(_):
+        raise error
+
+    return run
+
+
+def test_an_input_error_exits_2_with_its_own_line(monkeypatch, capsys):
+    monkeypatch.setattr(generate, "run", failing(InputError("--n is 0", "1 or more")))
+    assert main.run(["generate", "a cat"]) == 2
+    assert one_line(capsys) == "janus-jax: error: --n is 0; allowed: 1 or more\n"
+
+
+def test_a_failed_run_exits_1_and_debug_shows_the_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(generate, "run", failing(RuntimeError("disk\non fire")))
+    assert main.run(["generate", "a cat"]) == 1
+    line = one_line(capsys)
+    assert "RuntimeError: disk on fire" in line
+    assert "--debug" in line
+    assert main.run(["generate", "a cat", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_not_a_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(generate, "run", failing(KeyboardInterrupt()))
+    assert main.run(["generate", "a cat"]) == 130
+    assert capsys.readouterr().err == "janus-jax: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "argv", [["train", "x", "--a.b", "1"], ["--debug", "train", "x", "--a.b", "1"]]
+)
+def test_train_gets_its_arguments_untouched(monkeypatch, argv):
+    seen = []
+    monkeypatch.setattr(train, "run", lambda rest: seen.append(rest) or 75)
+    assert main.run(argv) == 75
+    assert seen == [["x", "--a.b", "1"]]
+
+
+def test_the_exit_status_of_a_command_is_passed_on(monkeypatch):
+    monkeypatch.setattr(generate, "run", lambda _: None)
+    with pytest.raises(SystemExit) as stop:
+        main.main(["generate", "a cat"])
+    assert stop.value.code == 0
+
+
+def test_help_starts_without_loading_jax():
+    program = (
+        "import sys\nfrom janus_jax.cli import main\n"
+        "try: main.run(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'flax', 'torch', 'train', 'convert'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
