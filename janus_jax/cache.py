@@ -58,7 +58,7 @@ def enable_compile_cache(directory: str | os.PathLike[str] | None = None) -> Pat
         return None
     import jax
 
-    if chosen := jax.config.read("jax_compilation_cache_dir"):
+    if chosen := getattr(jax.config, "jax_compilation_cache_dir", None):
         return Path(chosen)
     target = Path(directory) if directory is not None else cache_root() / "xla" / _machine_tag()
     try:

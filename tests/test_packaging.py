@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("janus_jax", "train", "convert")
 MAX_LINES = 400
 
-# What each package may import of its own accord. `janus_jax` reaches `train` and `convert` only from
-# inside a function: the command line dispatches, and from_pretrained converts a torch source once.
+# What each package must not import. `janus_jax` reaches `train` and `convert` only from inside a
+# function: the command line dispatches, and from_pretrained converts a torch source once.
 FORBIDDEN = {
     "janus_jax": {"train", "convert", "torch", "transformers"},
     "train": {"convert", "torch", "transformers"},
