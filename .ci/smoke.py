@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
 NAME = "woman firefighter: medium skin tone"
 # Published sizes in billions, to three decimals; tests/ checks the exact counts.
@@ -39,7 +39,7 @@ def check_import() -> str:
 
 
 def check_canary() -> str:
-    import test_canary
+    from tests import test_canary
 
     names = [name for name in dir(test_canary) if name.startswith("test_")]
     for name in names:

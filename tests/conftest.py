@@ -3,7 +3,8 @@
 - Eight CPU devices, so that sharding is tested on any machine.
 - CPU unless JAX_PLATFORMS says otherwise, with float32 products in float32 on accelerators too.
 - Compiled programs are kept in .cache/ (ignored by git): a second run compiles nothing.
-- Shapes and dtypes in signatures are checked on every call; JANUS_JAX_TYPECHECK=0 turns that off.
+- Types in the signatures of the model's core, shapes among them where they are written, are checked
+  on every call; JANUS_JAX_TYPECHECK=0 turns that off.
 """
 
 import os
@@ -32,7 +33,14 @@ janus_jax.cache.enable_compile_cache()
 if os.environ.get("JANUS_JAX_TYPECHECK", "1") != "0":
     from jaxtyping import install_import_hook
 
-    install_import_hook(["janus_jax.models", "janus_jax.nn"], "beartype.beartype")
+    import tests.typecheck  # noqa: F401  (the hook only looks the name up)
+
+    # The core only: what stands at the border (processing, the API, the command line) takes anything
+    # and refuses it with an InputError, which its tests must reach.
+    install_import_hook(
+        ["janus_jax.models", "janus_jax.nn", "janus_jax.functional", "janus_jax.generate"],
+        "tests.typecheck.check",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
