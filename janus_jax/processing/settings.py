@@ -63,17 +63,12 @@ class ProcessorConfig:
         content = _fields(cls, content, name)
         image = _fields(ImageSettings, content["image"], f"{name}: image")
         roles = _fields(Roles, content["roles"], f"{name}: roles")
-        for field, value in (*roles.items(), ("system_prompt", content["system_prompt"])):
-            if not isinstance(value, str) or (not value and field != "system_prompt"):
+        for field, value in {**roles, "system_prompt": content["system_prompt"]}.items():
+            if not isinstance(value, str):
                 raise InputError(f"{name}: {field} is {value!r}", "a string")
-        for field in ("mean", "std", "background"):
-            if isinstance(image[field], list):
-                image[field] = tuple(image[field])
-        try:
-            settings = ImageSettings(**image)
-        except InputError as error:
-            raise InputError(f"{name}: {error.what}", error.allowed, error.fix) from error
-        return cls(settings, Roles(**roles), content["system_prompt"])
+        if not all(roles.values()):
+            raise InputError(f"{name}: a role has no name", "two strings that are not empty")
+        return cls(_image_settings(image, name), Roles(**roles), content["system_prompt"])
 
     def save(self, path: str | Path) -> None:
         """Writes preprocessor.json.
@@ -117,6 +112,29 @@ def _fields(cls: type, content: Any, name: str) -> dict[str, Any]:
         problem = f"the unknown field {unknown[0]!r}" if unknown else f"no field {missing[0]!r}"
         raise InputError(f"{name} has {problem}", ", ".join(expected))
     return dict(content)
+
+
+def _image_settings(values: dict[str, Any], name: str) -> ImageSettings:
+    """Image settings from JSON values, types checked here and ranges by the class itself."""
+    for field in ("image_size", "min_size"):
+        if not _is(int, values[field]):
+            raise InputError(f"{name}: {field} is {values[field]!r}", "a whole number of pixels")
+    kinds: dict[str, tuple[type, ...]] = {"mean": (int, float), "std": (int, float)}
+    for field, kind in {**kinds, "background": (int,)}.items():
+        value = values[field]
+        if not isinstance(value, list) or len(value) != 3 or not all(_is(kind, v) for v in value):
+            raise InputError(f"{name}: {field} is {value!r}", "three numbers, one a channel")
+        values[field] = tuple(value)
+    if values["resize"] not in ("reference", "hf"):
+        raise InputError(f"{name}: resize is {values['resize']!r}", "'reference' or 'hf'")
+    try:
+        return ImageSettings(**values)
+    except InputError as error:
+        raise InputError(f"{name}: {error.what}", error.allowed, error.fix) from error
+
+
+def _is(kind: type | tuple[type, ...], value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)  # bool is an int in Python
 
 
 JANUS_PROCESSOR = ProcessorConfig(ImageSettings(), JANUS, UNDERSTANDING_SYSTEM_PROMPT)

@@ -8,7 +8,7 @@ prompt builder is the only place that writes them.
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsInt
 
 import tokenizers
 from tokenizers import AddedToken, Encoding, decoders, models, pre_tokenizers, trainers
@@ -164,7 +164,7 @@ class Tokenizer:
             )
         return self.encode(text[: start + 1]) + self.encode(text[start + 1 :])
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Text of the ids; control tokens and unknown ids are skipped.
 
         Args:
@@ -195,7 +195,7 @@ class StreamDecoder:
         self._shown: list[int] = []  # the last ids already shown: context for the new ones
         self._held: list[int] = []
 
-    def push(self, token: int) -> str:
+    def push(self, token: SupportsInt) -> str:
         """Adds one id; returns the text that is now certain, often empty.
 
         Args:

@@ -70,6 +70,29 @@ def test_the_fixture_has_all_twelve():
     assert len(FIXTURE["rows"]) == 12
 
 
+# sha256 of the canvases of tall pictures, made with Pillow 13.0.0's own resize. Pillow 12 orders
+# its two passes differently there, so on Pillow 12 these hold only because we order them.
+TALL = {
+    (13, 900): "32aa4a545526e209",
+    (60, 900): "c78e57f19a2a0c15",
+    (101, 300): "76565b413b554d72",
+    (300, 1000): "0f41f7ee59dab23e",
+    (1000, 2617): "865802fecf053725",
+}
+
+
+@pytest.mark.parametrize("size", TALL, ids=str)
+def test_tall_pictures_do_not_depend_on_the_pillow_version(size):
+    canvas = understanding_canvas(picture(*size), JANUS)
+    assert hashlib.sha256(canvas.tobytes()).hexdigest()[:16] == TALL[size]
+
+
+def test_generation_does_not_depend_on_the_pillow_version():
+    sizes = [(300, 1000), (50, 60), (60, 50), (1, 20000), (3, 901), (49, 48), (500, 333)]
+    pixels = [generation_pixels(picture(*size), 48) for size in sizes]
+    assert hashlib.sha256(np.stack(pixels).tobytes()).hexdigest()[:16] == "60525978a63e0db1"
+
+
 HF_SIZES = [(384, 384), (640, 427), (383, 384), (29, 900), (1280, 50), (5, 7), (500, 333), (1, 999)]
 
 
@@ -133,16 +156,11 @@ def test_extreme_shapes(size):
     "field",
     [
         {"image_size": 0},
-        {"image_size": 384.0},
-        {"image_size": True},
         {"min_size": 385},
-        {"resize": "pil"},
-        {"mean": (0.5, 0.5)},
         {"mean": (0.5, 0.5, float("nan"))},
         {"mean": (0.5, 0.5, 10**400)},
         {"std": (0.5, 0.5, 0)},
         {"background": (127, 127, 256)},
-        {"background": (127.0, 127, 127)},
     ],
     ids=str,
 )
@@ -300,7 +318,6 @@ def test_missing_and_unreadable_paths(tmp_path):
     refused("a\0b.png", "a\\x00b.png")
     refused("x" * 5000, "cannot be read")
     refused("two\nlines.png", "two\\nlines.png", "does not exist")
-    refused(3, "int")
 
 
 @pytest.mark.parametrize(
