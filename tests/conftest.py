@@ -35,8 +35,8 @@ if os.environ.get("JANUS_JAX_TYPECHECK", "1") != "0":
 
     import tests.typecheck  # noqa: F401  (the hook only looks the name up)
 
-    # The core only: what stands at the border (processing, the API, the command line) takes anything
-    # and refuses it with an InputError, which its tests must reach.
+    # The core only: what stands at the border (processing, the API, the command line) takes
+    # anything and refuses it with an InputError, which its tests must reach.
     install_import_hook(
         ["janus_jax.models", "janus_jax.nn", "janus_jax.functional", "janus_jax.generate"],
         "tests.typecheck.check",
@@ -45,5 +45,5 @@ if os.environ.get("JANUS_JAX_TYPECHECK", "1") != "0":
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the canary first: on a backend that computes wrongly, no other result means a thing."""
+    """Runs the canary first: where the backend computes wrongly, nothing else means a thing."""
     items.sort(key=lambda item: item.path.name != "test_canary.py")

@@ -162,7 +162,7 @@ def flatten_parse_error(box: str) -> str:
             parts.append(" ".join(section).lower())
         elif first.startswith("For full helptext"):
             text = " ".join(section)
-            parts.append("see " + text[text.rindex("janus-jax") :])
+            parts.append("see " + text[max(text.rfind("janus-jax"), 0) :])
     return "; ".join(parts)
 
 

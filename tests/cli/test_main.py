@@ -107,6 +107,13 @@ def test_train_gets_its_arguments_untouched(monkeypatch, argv):
     assert seen == [["x", "--a.b", "1"]]
 
 
+def test_the_trainer_lists_its_presets_and_refuses_others(capsys):
+    assert main.run(["train", "--help"]) == 0
+    assert "emoji-stage1" in capsys.readouterr().out
+    assert main.run(["train", "emoji-stage9"]) == 2
+    assert "emoji-stage9" in one_line(capsys)
+
+
 def test_the_exit_status_of_a_command_is_passed_on(monkeypatch):
     monkeypatch.setattr(generate, "run", lambda _: None)
     with pytest.raises(SystemExit) as stop:
