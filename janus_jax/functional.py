@@ -18,6 +18,7 @@ from flax import nnx
 from janus_jax.config import JanusConfig
 from janus_jax.models.janus import JanusModel
 from janus_jax.nn.cache import KVCache
+from janus_jax.nn.layers import ShapesOnly
 
 GraphDef = Any
 Params = nnx.State
@@ -51,11 +52,7 @@ def abstract(
     config: JanusConfig, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
 ) -> tuple[GraphDef, Params]:
     """Like `build`, with `jax.ShapeDtypeStruct` leaves: any size, no memory."""
-    return nnx.split(
-        nnx.eval_shape(
-            lambda: JanusModel(config, nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
-        )
-    )
+    return nnx.split(JanusModel(config, ShapesOnly(), dtype=dtype, param_dtype=param_dtype))
 
 
 def count_params(params: Any) -> int:

@@ -21,6 +21,17 @@ from jax.nn import initializers
 Initializer = Callable[[Any, Sequence[int], Any], jax.Array]
 
 
+class ShapesOnly(nnx.Rngs):
+    """In the place of real keys: `param` then declares shape and dtype and makes no array.
+
+    Tracing the initialisers of a billion-parameter model takes ten seconds, and nobody who asks
+    for shapes needs them.
+    """
+
+    def __init__(self):
+        super().__init__(0)
+
+
 def param(
     rngs: nnx.Rngs,
     shape: tuple[int, ...],
@@ -31,20 +42,23 @@ def param(
     """Declares one parameter.
 
     Args:
-      rngs: source of the initialisation key (stream `params`).
+      rngs: source of the initialisation key (stream `params`), or `ShapesOnly()`.
       shape: shape of the array.
       axes: one logical axis name (or None) for each dimension.
       init: `init(key, shape, dtype)`.
       dtype: storage dtype.
 
     Returns:
-      The parameter, carrying `axes` as metadata.
+      The parameter, carrying `axes` as metadata; its value is a `jax.ShapeDtypeStruct` under
+      `ShapesOnly`.
 
     Raises:
       ValueError: `axes` and `shape` differ in length.
     """
     if len(axes) != len(shape):
         raise ValueError(f"a parameter of shape {shape} needs {len(shape)} axes, got {axes}")
+    if isinstance(rngs, ShapesOnly):
+        return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), axes=axes)
     return nnx.Param(init(rngs.params(), shape, dtype), axes=axes)
 
 
