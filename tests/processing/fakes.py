@@ -1,9 +1,12 @@
-"""Small tokenizers, made here, that stand for the ones in the wild."""
+"""Small pictures and tokenizers, made here, that stand for the ones in the wild."""
 
+import io
 import json
 from functools import cache
 
+import numpy as np
 import tokenizers
+from PIL import Image
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from janus_jax.processing import CONTROL_TOKENS, Tokenizer, train_bpe
@@ -65,3 +68,14 @@ def whole_string(tokenizer: Tokenizer, text: str) -> list[int]:
     """What the unprotected tokenizer makes of a rendered prompt, control strings included."""
     raw = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     return raw.encode(text, add_special_tokens=False).ids
+
+
+def picture(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
