@@ -17,6 +17,8 @@ CACHE = ROOT / ".cache"
 os.environ["JANUS_JAX_CACHE_DIR"] = str(CACHE / "janus-jax")
 # No test may reach the network; a download that is attempted fails at once instead of hanging.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# As in janus_jax/cli/main.py: programs from the cache come with pages of harmless remarks.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Two thread pools of two threads each on two cores slow one another down.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -93,6 +93,11 @@ def run(argv: Sequence[str]) -> int:
 def _dispatch(argv: Sequence[str]) -> int:
     argv = list(argv)
     words = [word for word in argv if word != "--debug"]
+    if words == argv:
+        # Each program read back from the compile cache makes XLA log, as an error, that two tuning
+        # hints of the compiler are no features of this processor. It is harmless, and it would bury
+        # our own messages. What truly fails in XLA is raised as well as logged.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if words[:1] == ["train"]:
         from janus_jax.cache import enable_compile_cache
 
