@@ -1,0 +1,155 @@
+"""What a training run is, as frozen dataclasses; every field can be set from the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from janus_jax.errors import InputError
+
+# Children of `JanusModel`; a preset's `trainable` and `init` speak of them.
+PARTS = ("vision", "aligner", "gen_embed", "gen_aligner", "image_head", "llm", "vq")
+
+Objective = Literal["vq", "contrastive", "janus"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up; the defaults are the published recipe's (report, table 2).
+
+    Attributes:
+      learning_rate: peak learning rate.
+      warmup_steps: steps of linear warm-up from zero.
+      schedule: what follows the warm-up: `constant` (published), or `cosine` down to zero at the
+        last step.
+      b1: AdamW's first decay.
+      b2: AdamW's second decay.
+      weight_decay: decoupled weight decay.
+      clip_norm: gradients are scaled down to this global norm.
+    """
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Parts of each kind of data; every step holds exactly this ratio (report, table 2)."""
+
+    understanding: int = 0
+    text: int = 0
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class VQLossConfig:
+    """Weights of the tokenizer's losses (LlamaGen, section 3.1, less the adversarial ones).
+
+    Attributes:
+      codebook: pulls codes to latents.
+      commitment: pulls latents to codes.
+      entropy: rewards confident assignments that use all codes; 0 in the published tokenizer.
+      entropy_temperature: softness of the assignments that the entropy is taken over.
+      l1: absolute error of the pixels, beside the squared error, which has weight 1.
+      edges: absolute error of the differences between neighbouring pixels.
+    """
+
+    codebook: float = 1.0
+    commitment: float = 0.25
+    entropy: float = 0.0
+    entropy_temperature: float = 0.01
+    l1: float = 1.0
+    edges: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run.
+
+    Attributes:
+      name: the preset's name.
+      model: architecture, a name of `janus_jax.config.NAMED`.
+      objective: what is optimised: `vq` (a tokenizer), `contrastive` (SigLIP with a text tower that
+        is thrown away), `janus` (text and image tokens).
+      trainable: parts that are trained; the others get no gradient and no optimizer state.
+      init: for each part that does not start from random weights, the run (a directory under the
+        parent of the run directory, or a path) that it comes from: `part=run`.
+      steps: optimizer steps.
+      batch_size: samples a step (of all kinds together).
+      mixture: ratio of the kinds (objective `janus`).
+      optimizer: AdamW.
+      vq_loss: loss weights of the objective `vq`.
+      chinese: share of the samples in Chinese, the others being in English.
+      question_share: share of the understanding samples that ask something else than the name.
+      caption_drop: share of the generation samples whose caption is replaced as guidance replaces
+        it at inference, so that guidance works.
+      text_loss_weight: weight of a text token beside an image token in the mean loss.
+      shift_pixels: pictures read by the encoders are shifted at random by up to so many pixels.
+      seed: seed of weights, data order and augmentation.
+      log_every: steps between two lines of metrics.
+      preview_every: steps between two sample pictures; 0 for none.
+      checkpoint_every: steps between two checkpoints.
+    """
+
+    name: str
+    model: str
+    objective: Objective
+    trainable: tuple[str, ...]
+    init: tuple[str, ...] = ()
+    steps: int = 1000
+    batch_size: int = 64
+    mixture: Mixture = Mixture()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    vq_loss: VQLossConfig = VQLossConfig()
+    chinese: float = 0.2
+    question_share: float = 0.2
+    caption_drop: float = 0.1
+    text_loss_weight: float = 1.0
+    shift_pixels: int = 0
+    seed: int = 0
+    log_every: int = 20
+    preview_every: int = 1000
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuses values that no run can have.
+
+        Raises:
+          InputError: naming the flag, its value and what is allowed.
+        """
+        unknown = set(self.trainable) - set(PARTS)
+        if unknown or not self.trainable:
+            raise InputError(f"--trainable {' '.join(self.trainable)}", f"some of {PARTS}")
+        for flag in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, flag) < 1:
+                raise InputError(f"--{flag.replace('_', '-')} {getattr(self, flag)}", "at least 1")
+        for flag in ("chinese", "question_share", "caption_drop"):
+            if not 0 <= getattr(self, flag) <= 1:
+                raise InputError(f"--{flag.replace('_', '-')} {getattr(self, flag)}", "0 to 1")
+        if self.objective == "janus":
+            self.samples()
+
+    def samples(self) -> dict[str, int]:
+        """Samples of each kind in a step: exactly the ratio of `mixture`.
+
+        Raises:
+          InputError: `batch_size` is not a multiple of the sum of the mixture.
+        """
+        parts = {
+            "understanding": self.mixture.understanding,
+            "text": self.mixture.text,
+            "generation": self.mixture.generation,
+        }
+        total = sum(parts.values())
+        if total < 1 or self.batch_size % total:
+            raise InputError(
+                f"--batch-size {self.batch_size} does not divide into "
+                f"{':'.join(map(str, parts.values()))} (understanding : text : generation)",
+                f"a multiple of {total}",
+            )
+        return {kind: n * self.batch_size // total for kind, n in parts.items()}

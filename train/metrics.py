@@ -1,0 +1,90 @@
+"""Metrics of a run: JSON lines in a file, and one line of progress for the person watching."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class MetricsLog:
+    """Writes metrics one logged step late, so that the host never waits for the step in flight.
+
+    Args:
+      path: the JSON-lines file; appended to.
+      steps: total steps, for the progress line.
+      start: step the run starts at.
+      title: what the progress line calls the run.
+    """
+
+    def __init__(self, path: Path, *, steps: int, start: int, title: str):
+        self._file = path.open("a", encoding="utf-8")
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._last = (start, time.perf_counter())
+        self._steps = steps
+        self._title = title
+        console = Console(stderr=True)
+        self._progress: Progress | None = None
+        if console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[metrics]}"),
+                console=console,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(title, total=steps, completed=start, metrics="")
+
+    def add(self, step: int, metrics: dict[str, Any]) -> None:
+        """Takes the (still computing) metrics of `step` and writes those taken before."""
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Writes what is pending; waits for it to be computed."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        last_step, last_time = self._last
+        now = time.perf_counter()
+        speed = (step - last_step) / max(now - last_time, 1e-9)
+        self._last = (step, now)
+        self.write({"step": step, "steps_per_second": round(speed, 3), **values})
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, metrics=shown)
+        else:
+            left = (self._steps - step) / max(speed, 1e-9)
+            print(
+                f"{self._title} {step}/{self._steps}  {shown}  {speed:.2f} steps/s  "
+                f"{left / 60:.0f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends one JSON line."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Writes what is pending and ends the progress line."""
+        self.flush()
+        if self._progress is not None:
+            self._progress.stop()
+        self._file.close()

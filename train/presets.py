@@ -1,0 +1,100 @@
+"""Named runs.
+
+The emoji model is trained by six runs, in the order of `EMOJI_RECIPE`; `janus-jax train emoji`
+makes them all. The published recipe starts from pretrained parts; a tiny model has none, so its
+parts come first, each on the training split alone.
+"""
+
+from __future__ import annotations
+
+from train.config import Mixture, OptimizerConfig, TrainConfig, VQLossConfig
+
+ADAPTORS = ("aligner", "gen_aligner", "image_head", "gen_embed")
+
+EMOJI_VQ = TrainConfig(
+    name="emoji-vq",
+    model="emoji",
+    objective="vq",
+    trainable=("vq",),
+    steps=3000,
+    batch_size=32,
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, schedule="cosine"),
+    vq_loss=VQLossConfig(entropy=0.05),
+    shift_pixels=0,
+    preview_every=500,
+)
+"""The tokenizer: janus-jax train emoji-vq"""
+
+EMOJI_SIGLIP = TrainConfig(
+    name="emoji-siglip",
+    model="emoji",
+    objective="contrastive",
+    trainable=("vision",),
+    steps=1000,
+    batch_size=256,
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, schedule="cosine"),
+    shift_pixels=2,
+)
+"""The understanding encoder: janus-jax train emoji-siglip"""
+
+EMOJI_LLM = TrainConfig(
+    name="emoji-llm",
+    model="emoji",
+    objective="janus",
+    trainable=("llm",),
+    steps=2000,
+    batch_size=64,
+    mixture=Mixture(text=1),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, schedule="cosine"),
+    preview_every=0,
+)
+"""The language model: janus-jax train emoji-llm"""
+
+EMOJI_STAGE1 = TrainConfig(
+    name="emoji-stage1",
+    model="emoji",
+    objective="janus",
+    trainable=ADAPTORS,
+    init=("vq=emoji-vq", "vision=emoji-siglip", "llm=emoji-llm"),
+    steps=500,
+    batch_size=64,
+    mixture=Mixture(understanding=1, generation=3),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
+)
+"""Adaptors and image head (report, section 2.2, stage 1; 1:0:3): janus-jax train emoji-stage1"""
+
+EMOJI_STAGE2 = TrainConfig(
+    name="emoji-stage2",
+    model="emoji",
+    objective="janus",
+    trainable=(*ADAPTORS, "llm"),
+    init=(
+        *(f"{part}=emoji-stage1" for part in ADAPTORS),
+        "vq=emoji-vq",
+        "vision=emoji-siglip",
+        "llm=emoji-llm",
+    ),
+    steps=9000,
+    batch_size=80,
+    mixture=Mixture(understanding=2, text=3, generation=5),
+    optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=200, schedule="cosine"),
+)
+"""And the language model (report, section 2.2, stage 2; 2:3:5): janus-jax train emoji-stage2"""
+
+EMOJI_STAGE3 = TrainConfig(
+    name="emoji-stage3",
+    model="emoji",
+    objective="janus",
+    trainable=(*ADAPTORS, "llm", "vision"),
+    init=(*(f"{part}=emoji-stage2" for part in (*ADAPTORS, "llm", "vision", "vq")),),
+    steps=4000,
+    batch_size=80,
+    mixture=Mixture(understanding=5, text=1, generation=4),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, schedule="cosine"),
+    shift_pixels=2,
+)
+"""And SigLIP (report, section 2.2, stage 3; 5:1:4): janus-jax train emoji-stage3"""
+
+EMOJI_RECIPE = (EMOJI_VQ, EMOJI_SIGLIP, EMOJI_LLM, EMOJI_STAGE1, EMOJI_STAGE2, EMOJI_STAGE3)
+
+PRESETS: dict[str, TrainConfig] = {preset.name: preset for preset in EMOJI_RECIPE}
