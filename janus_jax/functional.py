@@ -9,6 +9,7 @@ of `janus_jax.models.janus.JanusModel`, where they are documented.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -66,6 +67,17 @@ def flat_params(params: Any) -> dict[str, Any]:
         "/".join(map(str, path)): variable.get_value() if hasattr(variable, "get_value") else variable
         for path, variable in nnx.to_flat_state(params)
     }
+
+
+def unflatten_params(like: Params, flat: Mapping[str, Any]) -> Params:
+    """Inverse of `flat_params`: a tree like `like` (concrete or abstract) with the values of `flat`.
+
+    Raises:
+      KeyError: `flat` lacks a path of `like`.
+    """
+    return nnx.map_state(
+        lambda path, variable: variable.replace(flat["/".join(map(str, path))]), like
+    )
 
 
 def encode_image(graphdef: GraphDef, params: Params, pixels: jax.Array) -> jax.Array:
