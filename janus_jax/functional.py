@@ -70,7 +70,7 @@ def flat_params(params: Any) -> dict[str, Any]:
 
 
 def unflatten_params(like: Params, flat: Mapping[str, Any]) -> Params:
-    """Inverse of `flat_params`: a tree like `like` (concrete or abstract) with the values of `flat`.
+    """Inverse of `flat_params`: a tree like `like` (abstract or not) with the values of `flat`.
 
     Raises:
       KeyError: `flat` lacks a path of `like`.
