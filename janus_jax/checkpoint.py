@@ -28,16 +28,21 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from janus_jax import __version__
 from janus_jax.config import JanusConfig, get_config
 from janus_jax.errors import InputError
 from janus_jax.functional import GraphDef, Params, abstract, build, flat_params
 from janus_jax.locate import SHIPPED, assets_directory, find_model, is_model
+from janus_jax.manifest import (
+    describe,
+    new_manifest,
+    read_json,
+    read_manifest,
+    sha256,
+    write_json,
+)
 from janus_jax.processing.settings import EMOJI_PROCESSOR, ProcessorConfig
 from janus_jax.processing.tokenizer import Tokenizer
 
-MANIFEST_FORMAT = "janus-jax-manifest"
-MANIFEST_VERSION = 1
 # Hashing reads every byte: free for a small model, a minute for a 7B, where it is on request.
 VERIFY_BELOW_BYTES = 2**28
 
@@ -54,6 +59,9 @@ class LoadedModel:
       tokenizer: vocabulary.
       processor: image settings, role names, system prompt.
       fingerprint: 16 hex digits that identify the stored weights.
+      stored_dtype: dtype of the weights on disk; None where they are mixed.
+      source: where the weights come from, as the manifest says.
+      card_text: content of MODEL_CARD.md.
     """
 
     name: str
@@ -63,6 +71,9 @@ class LoadedModel:
     tokenizer: Tokenizer
     processor: ProcessorConfig
     fingerprint: str
+    stored_dtype: Any = None
+    source: str = ""
+    card_text: str = ""
 
 
 def save_params(path: str | Path, params: Any, *, dtype: Any = None) -> dict[str, Any]:
@@ -93,10 +104,7 @@ def save_params(path: str | Path, params: Any, *, dtype: Any = None) -> dict[str
         raise InputError(
             f"{str(target)!r} cannot be written ({error})", fix="choose another directory"
         ) from error
-    return {
-        key: {"shape": list(a.shape), "dtype": a.dtype.name, "sha256": _sha256(a)}
-        for key, a in arrays.items()
-    }
+    return {key: describe(array) for key, array in arrays.items()}
 
 
 def restore_params(
@@ -152,7 +160,7 @@ def restore_params(
     arrays = _flat(restored)
     if targets is None:
         for key, found in (manifest or {}).items():
-            if found["sha256"] != _sha256(arrays[key]):
+            if found["sha256"] != sha256(arrays[key]):
                 raise InputError(
                     f"{str(source)!r} is damaged: {key} does not match its sha256 in manifest.json",
                     fix="copy or convert the model again",
@@ -213,22 +221,12 @@ def save_model(
     try:
         new = work / "new"
         tensors = save_params(new / "params", params, dtype=dtype)
-        _write_json(new / "config.json", config.to_json())
+        write_json(new / "config.json", config.to_json())
         tokenizer.save(new / "tokenizer.json")
         processor.save(new / "preprocessor.json")
         (new / "MODEL_CARD.md").write_text(card_text, encoding="utf-8")
-        manifest = {
-            "format": MANIFEST_FORMAT,
-            "version": MANIFEST_VERSION,
-            "source": source,
-            "versions": {
-                "janus-jax": __version__,
-                "jax": jax.__version__,
-                "orbax-checkpoint": ocp.__version__,
-            },
-            "tensors": tensors,
-        }
-        _write_json(new / "manifest.json", manifest)
+        manifest = new_manifest(tensors, source=source)
+        write_json(new / "manifest.json", manifest)
         if target.exists():
             target.rename(work / "old")
         new.rename(target)
@@ -268,8 +266,8 @@ def load_model(
         return LoadedModel(name, config, graphdef, params, tokenizer, processor, "random")
 
     directory = find_model(name_or_path)
-    config = JanusConfig.from_json(_read_json(directory / "config.json"))
-    manifest = _read_manifest(directory)
+    config = JanusConfig.from_json(read_json(directory / "config.json"))
+    manifest = read_manifest(directory)
     tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
     processor = ProcessorConfig.load(directory / "preprocessor.json")
     _check_tokenizer(tokenizer, config)
@@ -289,7 +287,20 @@ def load_model(
     params = restore_params(directory / "params", wanted, manifest=tensors if verify else None)
     digest = hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest()[:16]
     label = name if name in SHIPPED else config.name
-    return LoadedModel(label, config, graphdef, params, tokenizer, processor, digest)
+    dtypes = {v["dtype"] for v in tensors.values()}
+    card = directory / "MODEL_CARD.md"
+    return LoadedModel(
+        label,
+        config,
+        graphdef,
+        params,
+        tokenizer,
+        processor,
+        digest,
+        stored_dtype=dtypes.pop() if len(dtypes) == 1 else None,
+        source=str(manifest.get("source", "")),
+        card_text=card.read_text(encoding="utf-8") if card.is_file() else "",
+    )
 
 
 def _is_empty(path: Path) -> bool:
@@ -346,44 +357,3 @@ def _damaged(path: Path, error: Exception) -> InputError:
         f"parameters {str(path)!r} cannot be read ({reason[:200]})",
         fix="copy or convert the model again",
     )
-
-
-def _sha256(array: np.ndarray) -> str:
-    little = np.ascontiguousarray(array)
-    return hashlib.sha256(little.reshape(-1).view(np.uint8).data).hexdigest()
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{str(path)!r} does not exist", fix="copy the whole model") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{str(path)!r} is not a JSON object")
-    return content
-
-
-def _read_manifest(directory: Path) -> dict[str, Any]:
-    name = str(directory / "manifest.json")
-    manifest = _read_json(directory / "manifest.json")
-    if manifest.get("format") != MANIFEST_FORMAT or manifest.get("version") != MANIFEST_VERSION:
-        raise InputError(
-            f"{name!r} has format {manifest.get('format')!r} version {manifest.get('version')!r}",
-            f"{MANIFEST_FORMAT} version {MANIFEST_VERSION}",
-        )
-    try:
-        for tensor in manifest["tensors"].values():
-            np.dtype(tensor["dtype"])
-            if not all(isinstance(n, int) for n in tensor["shape"]):
-                raise TypeError(f"shape {tensor['shape']}")
-            if not isinstance(tensor["sha256"], str):
-                raise TypeError(f"sha256 {tensor['sha256']}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{name!r} is malformed ({error!r})") from error
-    return manifest

@@ -1,0 +1,275 @@
+"""`Janus`: the model with everything around it, for people who want pictures and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from PIL import Image
+
+from janus_jax.checkpoint import LoadedModel, load_model, save_model
+from janus_jax.config import JanusConfig
+from janus_jax.errors import InputError
+from janus_jax.functional import flat_params
+from janus_jax.generate import image as draw
+from janus_jax.generate import text as answer
+from janus_jax.generate.sampling import Sampling
+from janus_jax.generate.settings import check_settings
+from janus_jax.processing import (
+    StreamDecoder,
+    Turn,
+    chat_prompt,
+    load_image,
+    to_uint8,
+    understanding_pixels,
+)
+
+ImageSource = str | Path | bytes | Image.Image
+
+
+class Janus:
+    """A loaded model.
+
+    For your own `jax.jit`, use `janus_jax.functional` with `model.graphdef` and `model.params`.
+
+    Attributes:
+      name: what it was loaded as.
+      config: architecture.
+      graphdef: static part of the model.
+      params: parameters.
+      tokenizer: vocabulary.
+      processor: image settings, role names, system prompt.
+      fingerprint: identifies the stored weights.
+    """
+
+    def __init__(self, loaded: LoadedModel):
+        self._loaded = loaded
+        self.name = loaded.name
+        self.config: JanusConfig = loaded.config
+        self.graphdef = loaded.graphdef
+        self.params = loaded.params
+        self.tokenizer = loaded.tokenizer
+        self.processor = loaded.processor
+        self.fingerprint = loaded.fingerprint
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Precision of the language model's weights."""
+        return np.dtype(flat_params(self.params)["llm/embed/embedding"].dtype)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, dtype: Any = None) -> Janus:
+        """Loads a model.
+
+        Args:
+          name_or_path: `emoji` (shipped), `debug` (random weights), or a model directory.
+          dtype: `float32` or `bfloat16`; by default float32 on the CPU, bfloat16 elsewhere.
+
+        Raises:
+          InputError: no such model, or a damaged one.
+        """
+        return cls(load_model(name_or_path, dtype=dtype))
+
+    def generate_codes(
+        self,
+        prompts: Sequence[str],
+        n: int = 1,
+        *,
+        cfg: float = 5.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        progress: draw.Progress | None = None,
+    ) -> np.ndarray:
+        """Like `generate_images`, without decoding: the VQ codes, int32 [len(prompts), n, P]."""
+        check_settings(n=n, cfg=cfg, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        return draw.generate_codes(
+            self.graphdef,
+            self.params,
+            self.config,
+            self.tokenizer,
+            self.processor.roles,
+            prompts,
+            n=n,
+            cfg=cfg,
+            how=_sampling(temperature, top_k, top_p),
+            seed=seed,
+            progress=progress,
+        )
+
+    def generate_images(
+        self,
+        prompts: Sequence[str],
+        n: int = 1,
+        *,
+        cfg: float = 5.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        progress: draw.Progress | None = None,
+    ) -> list[list[Image.Image]]:
+        """Draws pictures.
+
+        Picture i of a prompt depends on the prompt, i, `seed` and the sampling settings alone, not
+        on what else is drawn in the same call (Janus-Pro report, section 2.1, for the method).
+
+        Args:
+          prompts: one or more texts.
+          n: pictures a prompt.
+          cfg: weight of classifier-free guidance; 1 is none.
+          temperature: 0 takes the likeliest code each time.
+          top_k: draw from the k likeliest codes only.
+          top_p: draw from the fewest likeliest codes that hold this probability only.
+          seed: 0 to 2**32 - 1.
+          progress: called with (codes drawn, codes in all) now and then.
+
+        Returns:
+          For each prompt its n pictures, RGB, `config.image_size` pixels square.
+
+        Raises:
+          InputError: a prompt or setting that cannot be used; names it.
+        """
+        codes = self.generate_codes(
+            prompts,
+            n,
+            cfg=cfg,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            progress=progress,
+        )
+        return self.decode_codes(codes)
+
+    def decode_codes(self, codes: np.ndarray) -> list[list[Image.Image]]:
+        """VQ codes int32 [Q, n, P] -> pictures, n for each of Q prompts."""
+        flat = draw.decode_codes(self.graphdef, self.params, codes.reshape(-1, codes.shape[-1]))
+        pictures = [Image.fromarray(picture) for picture in to_uint8(flat)]
+        n = codes.shape[1]
+        return [pictures[i : i + n] for i in range(0, len(pictures), n)]
+
+    @overload
+    def chat(
+        self,
+        question: str,
+        images: Sequence[ImageSource] = (),
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stream: Literal[False] = False,
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self,
+        question: str,
+        images: Sequence[ImageSource] = (),
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stream: Literal[True],
+    ) -> Iterator[str]: ...
+
+    def chat(
+        self,
+        question: str,
+        images: Sequence[ImageSource] = (),
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stream: bool = False,
+    ) -> str | Iterator[str]:
+        """Answers a question, about pictures or without.
+
+        Args:
+          question: the text; it follows the pictures in the prompt.
+          images: files, bytes of files, or PIL images.
+          max_tokens: most tokens of the answer; it also ends where the model's positions do.
+          temperature: 0 takes the likeliest token each time.
+          seed: 0 to 2**32 - 1; matters above temperature 0.
+          stream: give the answer in pieces as it is made, instead of whole.
+
+        Returns:
+          The answer without outer white space; or with `stream` an iterator over its pieces, which
+          join to the same text but for that white space.
+
+        Raises:
+          InputError: a question, image or setting that cannot be used; names it. Also with
+            `stream` it is raised by this call, before the first piece.
+        """
+        check_settings(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        if not isinstance(question, str) or not question.strip():
+            raise InputError(f"the question is {question!r}", "a text that is not empty")
+        if isinstance(images, str | bytes | Path | Image.Image):
+            raise InputError("images is one picture", "a list of pictures", "write [picture]")
+        pictures = [load_image(source) for source in images]
+        prompt = chat_prompt(
+            self.tokenizer,
+            [Turn("user", question, num_images=len(pictures))],
+            roles=self.processor.roles,
+            system=self.processor.system_prompt,
+            num_image_tokens=self.config.vision.num_patches,
+        )
+        answer.answer_room(self.config, prompt)
+        pixels = None
+        if pictures:
+            pixels = np.stack([understanding_pixels(p, self.processor.image) for p in pictures])
+        tokens = answer.generate_tokens(
+            self.graphdef,
+            self.params,
+            self.config,
+            self.tokenizer,
+            prompt,
+            pixels,
+            text=question,
+            max_tokens=max_tokens,
+            how=_sampling(temperature, None, None),
+            seed=seed,
+        )
+        if stream:
+            return self._pieces(tokens)
+        return self.tokenizer.decode(tokens).strip()
+
+    def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
+        decoder = StreamDecoder(self.tokenizer)
+        for token in tokens:
+            if piece := decoder.push(token):
+                yield piece
+        if piece := decoder.finish():
+            yield piece
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes a model directory with the weights in the precision they were stored in.
+
+        Args:
+          path: a new or empty directory, or a model directory to replace.
+
+        Raises:
+          InputError: the path holds something else or cannot be written.
+        """
+        loaded = self._loaded
+        save_model(
+            path,
+            self.config,
+            self.params,
+            self.tokenizer,
+            self.processor,
+            card_text=loaded.card_text,
+            dtype=loaded.stored_dtype,
+            source=loaded.source,
+        )
+
+
+def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> Sampling:
+    return Sampling(
+        np.float32(temperature),
+        None if top_k is None else np.int32(top_k),
+        None if top_p is None else np.float32(top_p),
+    )

@@ -1,0 +1,190 @@
+"""``janus-jax generate``: draws pictures and writes them as PNG files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from janus_jax.cli.common import check_model, load
+from janus_jax.errors import InputError
+from janus_jax.generate.settings import check_settings
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from janus_jax.api import Janus
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Draw pictures from text.
+
+    janus-jax generate "red apple" --n 4 --out pictures
+
+    janus-jax generate "woman firefighter: medium skin tone" "黑猫" --seed 7 --json
+
+    Each picture is a PNG file that carries its prompt, seed, settings and model. Picture i of a
+    prompt depends on the model, prompt, seed, i and settings alone, whatever else is drawn.
+
+    Attributes:
+        prompts: What to draw, one or more texts.
+        model: The shipped model `emoji`, `debug` (random weights), or a model directory.
+        n: Pictures a prompt.
+        cfg: Weight of classifier-free guidance; 1 is none.
+        temperature: Spread of the sampling; 0 takes the likeliest code each time.
+        top_k: Draw from the K likeliest codes only.
+        top_p: Draw from the fewest likeliest codes that hold this probability only.
+        seed: Same seed, same pictures.
+        out: Directory for the PNG files; made if missing. No file there is overwritten by another
+            picture.
+        dtype: Precision of the computation; by default float32 on a CPU, bfloat16 elsewhere.
+        json: Print {"images": [paths]} on stdout instead of one path a line.
+    """
+
+    prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT...")]
+    model: str = "emoji"
+    n: int = 1
+    cfg: float = 5.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    out: Path = Path("pictures")
+    dtype: Literal["float32", "bfloat16"] | None = None
+    json: bool = False
+
+
+def run(options: Generate) -> int:
+    """Draws the pictures.
+
+    Args:
+        options: The parsed command line.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError: A prompt, setting, model or directory that cannot be used.
+    """
+    if not options.prompts:
+        raise InputError("PROMPT is missing", 'one or more texts, such as "red apple"')
+    for i, prompt in enumerate(options.prompts):
+        if not prompt.strip():
+            raise InputError(f"PROMPT {i + 1} is {prompt!r}", "a text that is not empty")
+    settings = {
+        key: getattr(options, key) for key in ("cfg", "temperature", "top_k", "top_p", "seed")
+    }
+    check_settings(flags=True, n=options.n, **settings)
+    check_model(options.model)
+    _prepare(options.out)
+
+    model = load(options.model, options.dtype)
+    with _progress() as progress:
+        pictures = model.generate_images(options.prompts, options.n, progress=progress, **settings)
+    paths = [
+        _save(image, _stem(prompt, options.seed, i), options, _metadata(model, options, prompt, i))
+        for prompt, row in zip(options.prompts, pictures, strict=True)
+        for i, image in enumerate(row)
+    ]
+    if options.json:
+        print(json.dumps({"images": [str(path) for path in paths]}, ensure_ascii=False))
+    else:
+        print("\n".join(map(str, paths)))
+    return 0
+
+
+def _prepare(out: Path) -> None:
+    """Makes the output directory before anything slow happens."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writable = os.access(out, os.W_OK | os.X_OK)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"--out {str(out)!r} cannot be a directory ({reason})", "a directory", "choose another"
+        ) from error
+    if not writable:
+        raise InputError(
+            f"--out {str(out)!r} is not writable", "a writable directory", "choose another"
+        )
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr where that is a terminal, else nothing."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("drawing", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _stem(prompt: str, seed: int, index: int) -> str:
+    """`red-apple-seed0-1`: letters and digits of any script."""
+    words = re.sub(r"[\W_]+", "-", prompt).strip("-").lower()
+    # File names are limited to 255 bytes, and a letter may take four.
+    while len(words.encode()) > 120:
+        words = words[:-1]
+    return f"{words.strip('-') or 'picture'}-seed{seed}-{index}"
+
+
+def _metadata(model: Janus, options: Generate, prompt: str, index: int) -> dict[str, str]:
+    """What it takes to draw the picture again."""
+    from janus_jax import __version__
+
+    settings = {
+        "cfg": options.cfg,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "dtype": str(model.dtype),
+    }
+    return {
+        "prompt": prompt,
+        "seed": str(options.seed),
+        "index": str(index),
+        "settings": json.dumps(settings),
+        "model": f"{model.name} {model.fingerprint}",
+        "Software": f"janus-jax {__version__}",
+    }
+
+
+def _save(image: Image.Image, stem: str, options: Generate, metadata: dict[str, str]) -> Path:
+    """Writes a picture where no other picture is; the same picture is left as it is."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, text in metadata.items():
+        info.add_itxt(key, text)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    content = buffer.getvalue()
+    for attempt in range(1, 10_000):
+        path = options.out / f"{stem}{'' if attempt == 1 else f'-{attempt}'}.png"
+        try:
+            with path.open("xb") as file:
+                file.write(content)
+            return path
+        except FileExistsError:
+            if path.is_file() and path.read_bytes() == content:
+                return path
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(
+                f"--out: {str(path)!r} cannot be written ({reason})", fix="choose another"
+            ) from error
+    raise InputError(f"--out {str(options.out)!r} is full of {stem}-*.png", fix="choose another")

@@ -1,0 +1,1 @@
+"""Sampling loops: pictures from text (`image`), answers about pictures and text (`text`)."""

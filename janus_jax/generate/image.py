@@ -1,0 +1,326 @@
+"""Pictures from text: guided sampling of image codes, then the VQ decoder.
+
+Dims: Q prompts, T padded prompt length, N pictures, R = 2N rows (each picture's conditional row,
+then its unconditional one), S cache slots, P codes of a picture, D width, K codes.
+
+Three programs: `begin` runs each prompt once and copies its cache to its pictures, `advance` runs
+the loop over codes, `pictures` decodes. The text head is in none of them.
+
+A picture's codes must be the same alone and in a batch, to the last bit, because one different
+bit can change a code and with it all that follow. Matrix products on a CPU take another order of
+summation for another number of rows (measured: more than 32 rows of a narrow model), so:
+prompts run one by one, in the length of their own bucket; a batch holds pictures of one bucket
+only, and at most 16 of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from janus_jax.config import JanusConfig
+from janus_jax.errors import InputError
+from janus_jax.generate.sampling import (
+    Sampling,
+    bucket_length,
+    guide,
+    prompt_digest,
+    row_keys,
+    sample,
+)
+from janus_jax.models.janus import JanusModel
+from janus_jax.nn.cache import KVCache
+from janus_jax.processing.prompt import Roles, generation_prompt, left_pad, unconditional
+from janus_jax.processing.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
+
+MAX_PICTURES = 16
+# Reports a picture's progress at most this often; each report waits for the device once.
+_REPORTS = 16
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DrawState:
+    """Pictures in the making.
+
+    Attributes:
+      cache: keys and values of R rows.
+      codes: int32 [N, P], valid up to `step`.
+      step: int32 scalar, codes drawn so far.
+      prompt_length: int32 [R], tokens of each row's prompt.
+      keys: typed keys [N].
+    """
+
+    cache: KVCache
+    codes: jax.Array
+    step: jax.Array
+    prompt_length: jax.Array
+    keys: jax.Array
+
+
+def _next_codes(
+    model: JanusModel,
+    hidden: jax.Array,
+    keys: jax.Array,
+    step: jax.Array,
+    weight: jax.Array | float,
+    how: Sampling,
+) -> jax.Array:
+    """Hidden states [R, 1, D] -> codes int32 [N]."""
+    logits = model.image_logits(hidden[:, 0])
+    pairs = logits.reshape(-1, 2, logits.shape[-1])
+    return sample(keys, step, guide(pairs[:, 0], pairs[:, 1], jnp.asarray(weight)), how)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "num_codes"))
+def begin(
+    graphdef: Any,
+    params: Any,
+    ids: jax.Array,
+    mask: jax.Array,
+    positions: jax.Array,
+    owner: jax.Array,
+    keys_from: tuple[jax.Array, jax.Array, jax.Array],
+    weight: jax.Array | float,
+    how: Sampling,
+    *,
+    num_codes: int,
+) -> DrawState:
+    """Runs the prompts and draws every picture's first code.
+
+    Args:
+      graphdef: static part of the model.
+      params: parameters.
+      ids: int32 [Q, 2, T], conditional and unconditional ids, padded on the left.
+      mask: bool [Q, T], True at real tokens; the same for both rows, whose lengths are equal.
+      positions: int32 [Q, T].
+      owner: int32 [N], the prompt of each picture.
+      keys_from: seed uint32 [], prompt digests uint32 [N, 2], picture numbers int32 [N].
+      weight: guidance weight w.
+      how: sampling.
+      num_codes: P.
+
+    Returns:
+      The state after one code.
+    """
+    model = nnx.merge(graphdef, params)
+    slots = ids.shape[-1] + num_codes - 1  # the last code is never read back
+
+    def prompt(pair: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, KVCache]:
+        tokens, valid, places = pair
+        two = (2, tokens.shape[-1])
+        x = model.embed(tokens)
+        h, cache = model.prefill(
+            x, jnp.broadcast_to(places, two), jnp.broadcast_to(valid, two), slots
+        )
+        return h[:, -1:], cache
+
+    last, caches = lax.map(prompt, (ids, mask, positions))
+
+    def rows(x: jax.Array) -> jax.Array:
+        """[Q, 2, ...] -> [R, ...]: every picture gets its prompt's two rows."""
+        return x[owner].reshape(-1, *x.shape[2:])
+
+    cache = KVCache(
+        k=tuple(map(rows, caches.k)),
+        v=tuple(map(rows, caches.v)),
+        valid=rows(caches.valid),
+        length=caches.length[0],
+    )
+    keys = row_keys(*keys_from)
+    first = _next_codes(model, rows(last), keys, jnp.int32(0), weight, how)
+    codes = jnp.zeros((owner.shape[0], num_codes), jnp.int32).at[:, 0].set(first)
+    lengths = jnp.repeat(jnp.sum(mask, axis=-1, dtype=jnp.int32)[owner], 2)
+    return DrawState(cache, codes, jnp.int32(1), lengths, keys)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("state",))
+def advance(
+    graphdef: Any,
+    params: Any,
+    state: DrawState,
+    stop: jax.Array | int,
+    weight: jax.Array | float,
+    how: Sampling,
+) -> DrawState:
+    """Draws codes until `stop` of them exist; one loop on the device, caches updated in place.
+
+    Args:
+      graphdef: static part of the model.
+      params: parameters.
+      state: given up by the caller (its buffers are reused).
+      stop: number of codes, at most P; traced, so one program serves any part of a picture.
+      weight: guidance weight.
+      how: sampling.
+
+    Returns:
+      The new state.
+    """
+    model = nnx.merge(graphdef, params)
+
+    def body(state: DrawState) -> DrawState:
+        previous = lax.dynamic_slice_in_dim(state.codes, state.step - 1, 1, axis=1)
+        # Repeated before the aligner, not after, so that one picture too has two rows in every
+        # product: a single row takes another kernel with another order of summation.
+        x = model.embed_image_tokens(jnp.repeat(previous, 2, axis=0))
+        places = state.prompt_length[:, None] + state.step - 1
+        h, cache = model.decode_step(x, places, state.cache)
+        drawn = _next_codes(model, h, state.keys, state.step, weight, how)
+        codes = lax.dynamic_update_slice_in_dim(state.codes, drawn[:, None], state.step, axis=1)
+        return DrawState(cache, codes, state.step + 1, state.prompt_length, state.keys)
+
+    return lax.while_loop(lambda state: state.step < stop, body, state)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",))
+def pictures(graphdef: Any, params: Any, codes: jax.Array) -> jax.Array:
+    """Codes [N, P] -> pictures [N, S, S, 3] float32, about [-1, 1]."""
+    return nnx.merge(graphdef, params).vq_decode(codes)
+
+
+def decode_codes(graphdef: Any, params: Any, codes: np.ndarray, chunk: int = 1) -> np.ndarray:
+    """Decodes pictures a few at a time: memory for `chunk` of them, one program for any number.
+
+    Args:
+      graphdef: static part of the model.
+      params: parameters.
+      codes: int32 [N, P].
+      chunk: pictures a call. The decoder is compute-bound at one, so more gains little.
+
+    Returns:
+      float32 [N, S, S, 3], about [-1, 1], not clipped.
+    """
+    short = -len(codes) % chunk
+    padded = np.concatenate([codes, np.repeat(codes[-1:], short, axis=0)])
+    parts = [
+        pictures(graphdef, params, jnp.asarray(padded[i : i + chunk]))
+        for i in range(0, len(padded), chunk)
+    ]
+    return np.concatenate([np.asarray(part) for part in parts])[: len(codes)]
+
+
+def encode_prompts(
+    config: JanusConfig, tokenizer: Tokenizer, roles: Roles, prompts: Sequence[str]
+) -> list[np.ndarray]:
+    """Generation prompts as ids, int32 [T] each.
+
+    Raises:
+      InputError: no prompt, or one that is empty or too long; says which.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise InputError(f"prompts is {prompts!r}", "a list of one or more texts")
+    room = config.llm.max_positions - config.num_image_tokens + 1
+    rows = []
+    for i, text in enumerate(prompts):
+        name = f"prompt {i + 1} of {len(prompts)}"
+        try:
+            row = generation_prompt(tokenizer, text, roles=roles)
+        except InputError as error:
+            raise InputError(f"{name}: {error.what}", error.allowed, error.fix) from error
+        if len(row) > room:
+            raise InputError(
+                f"{name} is too long: {len(row)} tokens with its template",
+                f"at most {room} beside the {config.num_image_tokens} of the picture",
+                "shorten the prompt",
+            )
+        rows.append(row)
+    return rows
+
+
+def generate_codes(
+    graphdef: Any,
+    params: Any,
+    config: JanusConfig,
+    tokenizer: Tokenizer,
+    roles: Roles,
+    prompts: Sequence[str],
+    *,
+    n: int,
+    cfg: float,
+    how: Sampling,
+    seed: int,
+    progress: Progress | None = None,
+    max_pictures: int = MAX_PICTURES,
+) -> np.ndarray:
+    """Draws n pictures of each prompt, as image codes.
+
+    Picture i of a prompt depends on the weights, `seed`, the prompt, i and the sampling settings
+    alone (bit-equal in float32 on one backend); Janus-Pro report, section 2.1, for the method and
+    the reference implementation for its unconditional row.
+
+    Args:
+      graphdef: static part of the model.
+      params: parameters.
+      config: its architecture.
+      tokenizer: vocabulary.
+      roles: names of the speakers.
+      prompts: what to draw.
+      n: pictures a prompt.
+      cfg: guidance weight; 1 is no guidance (and costs the same).
+      how: sampling.
+      seed: 0 to 2**32 - 1.
+      progress: called with (codes drawn, codes in all) now and then.
+      max_pictures: largest batch.
+
+    Returns:
+      int32 [len(prompts), n, P].
+
+    Raises:
+      InputError: no prompt, or one that is empty or too long.
+    """
+    rows = encode_prompts(config, tokenizer, roles, prompts)
+    size = config.num_image_tokens
+    codes = np.zeros((len(rows), n, size), np.int32)
+    total, done = len(rows) * n * size, 0
+    weight = np.float32(cfg)
+    for batch in _batches([bucket_length(len(row)) for row in rows], n, max_pictures):
+        chosen = sorted({p for p, _ in batch})
+        pairs = [(rows[p], unconditional(rows[p], tokenizer.pad)) for p in chosen]
+        length = bucket_length(len(pairs[0][0]))
+        ids, mask, positions = left_pad([r for pair in pairs for r in pair], tokenizer.pad, length)
+        keys_from = (
+            np.uint32(seed),
+            np.stack([prompt_digest(prompts[p]) for p, _ in batch]),
+            np.array([i for _, i in batch], np.int32),
+        )
+        state = begin(
+            graphdef,
+            params,
+            ids.reshape(-1, 2, length),
+            mask[::2],
+            positions[::2],
+            np.array([chosen.index(p) for p, _ in batch], np.int32),
+            keys_from,
+            weight,
+            how,
+            num_codes=size,
+        )
+        every = size if progress is None else math.ceil(size / _REPORTS)
+        for stop in [*range(every, size, every), size]:
+            state = advance(graphdef, params, state, np.int32(stop), weight, how)
+            if progress is not None:
+                jax.block_until_ready(state.step)
+                progress(done + stop * len(batch), total)
+        done += size * len(batch)
+        for (p, i), row in zip(batch, np.asarray(state.codes), strict=True):
+            codes[p, i] = row
+    return codes
+
+
+def _batches(lengths: Sequence[int], n: int, size: int) -> Iterator[list[tuple[int, int]]]:
+    """(prompt, picture) pairs in batches of at most `size`, each of one bucket only."""
+    for length in sorted(set(lengths)):
+        pairs = [(p, i) for p, own in enumerate(lengths) if own == length for i in range(n)]
+        for start in range(0, len(pairs), size):
+            yield pairs[start : start + size]

@@ -1,0 +1,224 @@
+"""Answers: prompt and pictures in, text tokens out, in small pieces.
+
+Dims: B conversations, T padded prompt length, S cache slots, N pictures, P tokens of a picture,
+C tokens of a piece, V vocabulary.
+
+Two programs: `begin` reads the pictures and the prompt and gives the first token, `advance` gives
+up to C more. Prompts are padded on the left to a few lengths, so the next question finds both
+compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from janus_jax.config import JanusConfig
+from janus_jax.errors import InputError
+from janus_jax.generate.sampling import Sampling, bucket_length, prompt_digest, row_keys, sample
+from janus_jax.nn.cache import KVCache
+from janus_jax.processing.prompt import Prompt, image_index, left_pad
+from janus_jax.processing.tokenizer import Tokenizer
+
+# Tokens between two visits to the host: few enough that a stream feels live, and enough that the
+# visits cost nothing.
+PIECE = 8
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ChatState:
+    """Answers in the making.
+
+    Attributes:
+      cache: keys and values of B rows.
+      token: int32 [B], the last token of each answer, not yet in the cache.
+      position: int32 [B], where that token stands.
+      step: int32 scalar, tokens sampled so far.
+      done: bool [B], answers that have ended.
+      keys: typed keys [B].
+    """
+
+    cache: KVCache
+    token: jax.Array
+    position: jax.Array
+    step: jax.Array
+    done: jax.Array
+    keys: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "slots"))
+def begin(
+    graphdef: Any,
+    params: Any,
+    ids: jax.Array,
+    mask: jax.Array,
+    positions: jax.Array,
+    pixels: jax.Array | None,
+    index: jax.Array | None,
+    keys_from: tuple[jax.Array, jax.Array, jax.Array],
+    eos: jax.Array | int,
+    how: Sampling,
+    *,
+    slots: int,
+) -> ChatState:
+    """Reads the prompt and samples the first token.
+
+    Args:
+      graphdef: static part of the model.
+      params: parameters.
+      ids: int32 [B, T], padded on the left.
+      mask: bool [B, T].
+      positions: int32 [B, T].
+      pixels: float32 [N, S, S, 3] normalised pictures, or None.
+      index: int32 [B, T] as `janus_jax.processing.image_index` makes it, or None.
+      keys_from: seed uint32 [], digests uint32 [B, 2], numbers int32 [B].
+      eos: id of the end-of-sentence token.
+      how: sampling.
+      slots: S.
+
+    Returns:
+      The state after one token.
+    """
+    model = nnx.merge(graphdef, params)
+    features = None if pixels is None else model.encode_image(pixels)
+    h, cache = model.prefill(model.embed(ids, features, index), positions, mask, slots)
+    keys = row_keys(*keys_from)
+    token = sample(keys, jnp.int32(0), model.text_logits(h[:, -1]), how)
+    length = jnp.sum(mask, axis=-1, dtype=jnp.int32)
+    return ChatState(cache, token, length, jnp.int32(1), token == eos, keys)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "piece"), donate_argnames=("state",))
+def advance(
+    graphdef: Any,
+    params: Any,
+    state: ChatState,
+    stop: jax.Array | int,
+    eos: jax.Array | int,
+    how: Sampling,
+    *,
+    piece: int = PIECE,
+) -> tuple[ChatState, jax.Array, jax.Array]:
+    """Samples up to C more tokens; stops early when every answer has ended.
+
+    Args:
+      graphdef: static part of the model.
+      params: parameters.
+      state: given up by the caller (its buffers are reused).
+      stop: no token beyond this number of them.
+      eos: id of the end-of-sentence token, which also fills ended answers.
+      how: sampling.
+      piece: C.
+
+    Returns:
+      The state; tokens int32 [B, C]; how many columns of them are filled, int32 scalar.
+    """
+    model = nnx.merge(graphdef, params)
+    tokens = jnp.full((state.token.shape[0], piece), eos, jnp.int32)
+
+    def more(carry: tuple[ChatState, jax.Array, jax.Array]) -> jax.Array:
+        state, _, filled = carry
+        return (filled < piece) & (state.step < stop) & ~jnp.all(state.done)
+
+    def body(
+        carry: tuple[ChatState, jax.Array, jax.Array],
+    ) -> tuple[ChatState, jax.Array, jax.Array]:
+        state, tokens, filled = carry
+        x = model.embed(state.token[:, None])
+        h, cache = model.decode_step(x, state.position[:, None], state.cache)
+        drawn = sample(state.keys, state.step, model.text_logits(h[:, 0]), how)
+        token = jnp.where(state.done, eos, drawn).astype(jnp.int32)
+        tokens = lax.dynamic_update_slice_in_dim(tokens, token[:, None], filled, axis=1)
+        done = state.done | (token == eos)
+        new = ChatState(cache, token, state.position + 1, state.step + 1, done, state.keys)
+        return new, tokens, filled + 1
+
+    return lax.while_loop(more, body, (state, tokens, jnp.int32(0)))
+
+
+def answer_room(config: JanusConfig, prompt: Prompt) -> int:
+    """Tokens an answer may have before the model runs out of positions.
+
+    Raises:
+      InputError: the prompt leaves no room.
+    """
+    room = config.llm.max_positions - len(prompt.ids)
+    if room < 1:
+        pictures = len(prompt.image_spans)
+        raise InputError(
+            f"the prompt is too long: {len(prompt.ids)} tokens with its template"
+            + (f" and {pictures} pictures" if pictures else ""),
+            f"at most {config.llm.max_positions - 1} tokens",
+            "shorten the question" + (" or send fewer pictures" if pictures else ""),
+        )
+    return room
+
+
+def generate_tokens(
+    graphdef: Any,
+    params: Any,
+    config: JanusConfig,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    pixels: np.ndarray | None,
+    *,
+    text: str,
+    max_tokens: int,
+    how: Sampling,
+    seed: int,
+) -> Iterator[int]:
+    """Answers one conversation, token by token.
+
+    Args:
+      graphdef: static part of the model.
+      params: parameters.
+      config: its architecture.
+      tokenizer: vocabulary.
+      prompt: the conversation, open for the assistant.
+      pixels: float32 [N, S, S, 3], the pictures of the prompt's spans in order; None without.
+      text: what the sampling keys derive from beside the seed, such as the question.
+      max_tokens: most tokens of the answer.
+      how: sampling.
+      seed: 0 to 2**32 - 1.
+
+    Yields:
+      Token ids, without the end-of-sentence token.
+
+    Raises:
+      InputError: the prompt leaves no room for an answer.
+    """
+    stop = min(max_tokens, answer_room(config, prompt))
+    length = bucket_length(len(prompt.ids))
+    ids, mask, positions = left_pad([prompt.ids], tokenizer.pad, length)
+    index = None
+    if pixels is not None:
+        spans, shift = [prompt.image_spans], [length - len(prompt.ids)]
+        index = image_index(spans, length, config.vision.num_patches, shift)
+    keys_from = (np.uint32(seed), prompt_digest(text)[None], np.zeros(1, np.int32))
+    eos = np.int32(tokenizer.eos)
+    # The number of slots is bucketed too: another --max-tokens then rarely compiles again.
+    slots = bucket_length(length + stop)
+    state = begin(
+        graphdef, params, ids, mask, positions, pixels, index, keys_from, eos, how, slots=slots
+    )
+    tokens, filled = np.asarray(state.token)[:, None], 1
+    made = 0
+    while True:
+        for token in tokens[0, :filled]:
+            if token == tokenizer.eos:
+                return
+            yield int(token)
+        made += filled
+        if made >= stop:
+            return
+        state, piece, count = advance(graphdef, params, state, np.int32(stop), eos, how)
+        tokens, filled = np.asarray(piece), int(count)

@@ -1,0 +1,96 @@
+"""manifest.json: the shape, dtype and sha256 of every stored tensor, and what wrote them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from janus_jax import __version__
+from janus_jax.errors import InputError
+
+FORMAT = "janus-jax-manifest"
+VERSION = 1
+
+
+def describe(array: np.ndarray) -> dict[str, Any]:
+    """The manifest's entry of one tensor: `shape`, `dtype` and `sha256`."""
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": sha256(array)}
+
+
+def new_manifest(tensors: dict[str, dict[str, Any]], *, source: str) -> dict[str, Any]:
+    """The content of manifest.json.
+
+    Args:
+      tensors: entries as `describe` makes them, by parameter path.
+      source: where the weights come from.
+
+    Returns:
+      A JSON object.
+    """
+    packages = ("jax", "flax", "orbax-checkpoint", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "source": source,
+        "versions": {"janus-jax": __version__, **versions},
+        "tensors": tensors,
+    }
+
+
+def sha256(array: np.ndarray) -> str:
+    """Hex digest of an array's bytes, little-endian and row-major."""
+    little = np.ascontiguousarray(array)
+    return hashlib.sha256(little.reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes an indented JSON file."""
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      InputError: missing, unreadable or something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{str(path)!r} does not exist", fix="copy the whole model") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{str(path)!r} is not a JSON object")
+    return content
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Reads and checks the manifest of a model directory.
+
+    Raises:
+      InputError: missing, another version, or malformed.
+    """
+    name = str(directory / "manifest.json")
+    manifest = read_json(directory / "manifest.json")
+    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise InputError(
+            f"{name!r} has format {manifest.get('format')!r} version {manifest.get('version')!r}",
+            f"{FORMAT} version {VERSION}",
+        )
+    try:
+        for tensor in manifest["tensors"].values():
+            np.dtype(tensor["dtype"])
+            if not all(isinstance(n, int) for n in tensor["shape"]):
+                raise TypeError(f"shape {tensor['shape']}")
+            if not isinstance(tensor["sha256"], str):
+                raise TypeError(f"sha256 {tensor['sha256']}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{name!r} is malformed ({error!r})") from error
+    return manifest
