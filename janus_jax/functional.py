@@ -64,7 +64,9 @@ def count_params(params: Any) -> int:
 def flat_params(params: Any) -> dict[str, Any]:
     """`{"llm/embed/embedding": array, ...}`, the path form used by checkpoints and conversion."""
     return {
-        "/".join(map(str, path)): variable.get_value() if hasattr(variable, "get_value") else variable
+        "/".join(map(str, path)): variable.get_value()
+        if hasattr(variable, "get_value")
+        else variable
         for path, variable in nnx.to_flat_state(params)
     }
 

@@ -21,7 +21,7 @@ class Aligner(nnx.Module):
     """Maps encoder features or code embeddings into the language model's input space."""
 
     def __init__(self, rngs: nnx.Rngs, features: int, width: int, *, dtype: Any, param_dtype: Any):
-        kwargs = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
         self.fc1 = Linear(rngs, features, width, (None, "mlp"), **kwargs)
         self.fc2 = Linear(rngs, width, width, ("mlp", "embed"), **kwargs)
 
@@ -34,7 +34,7 @@ class ImageHead(nnx.Module):
     """Scores the codes of the next image token; takes the place of `lm_head` while drawing."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, codes: int, *, dtype: Any, param_dtype: Any):
-        kwargs = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
         self.proj = Linear(rngs, width, width, ("embed", "mlp"), **kwargs)
         self.out = Linear(rngs, width, codes, ("mlp", "vocab"), **kwargs)
 

@@ -50,7 +50,7 @@ class JanusModel(nnx.Module):
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
     ):
-        kwargs = dict(dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
         width = config.llm.width
         self.vision = Siglip(rngs, config.vision, **kwargs)
         self.aligner = Aligner(rngs, config.vision.width, width, **kwargs)

@@ -29,7 +29,7 @@ class Attention(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, config: LlamaConfig, *, dtype: Any, param_dtype: Any):
         d, h = config.width, config.head_dim
-        kwargs = dict(bias=False, dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(bias=False, dtype=dtype, param_dtype=param_dtype)
         self.q = Linear(rngs, d, config.num_heads * h, ("embed", "heads"), **kwargs)
         self.k = Linear(rngs, d, config.num_kv_heads * h, ("embed", "heads"), **kwargs)
         self.v = Linear(rngs, d, config.num_kv_heads * h, ("embed", "heads"), **kwargs)
@@ -55,7 +55,7 @@ class SwiGLU(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, config: LlamaConfig, *, dtype: Any, param_dtype: Any):
         d, f = config.width, config.mlp_dim
-        kwargs = dict(bias=False, dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(bias=False, dtype=dtype, param_dtype=param_dtype)
         self.gate = Linear(rngs, d, f, ("embed", "mlp"), **kwargs)
         self.up = Linear(rngs, d, f, ("embed", "mlp"), **kwargs)
         self.down = Linear(rngs, f, d, ("mlp", "embed"), **kwargs)
@@ -69,8 +69,8 @@ class Layer(nnx.Module):
     """One pre-norm decoder layer."""
 
     def __init__(self, rngs: nnx.Rngs, config: LlamaConfig, *, dtype: Any, param_dtype: Any):
-        kwargs = dict(dtype=dtype, param_dtype=param_dtype)
-        norm = dict(eps=config.rms_norm_eps, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
+        norm: dict[str, Any] = dict(eps=config.rms_norm_eps, param_dtype=param_dtype)
         self.attn_norm = RMSNorm(rngs, config.width, **norm)
         self.attn = Attention(rngs, config, **kwargs)
         self.mlp_norm = RMSNorm(rngs, config.width, **norm)
@@ -105,7 +105,7 @@ class Llama(nnx.Module):
     """Token embedding, decoder layers, final norm and text head."""
 
     def __init__(self, rngs: nnx.Rngs, config: LlamaConfig, *, dtype: Any, param_dtype: Any):
-        kwargs = dict(dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
         self.embed = Embedding(
             rngs,
             config.vocab_size,

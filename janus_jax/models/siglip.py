@@ -25,7 +25,7 @@ class SelfAttention(nnx.Module):
     """Multi-head attention with biases; full unless a mask is given."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, num_heads: int, *, dtype: Any, param_dtype: Any):
-        kwargs = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
         self.q = Linear(rngs, width, width, ("embed", "heads"), **kwargs)
         self.k = Linear(rngs, width, width, ("embed", "heads"), **kwargs)
         self.v = Linear(rngs, width, width, ("embed", "heads"), **kwargs)
@@ -45,7 +45,7 @@ class Mlp(nnx.Module):
     """Linear, exact GELU, Linear."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, mlp_dim: int, *, dtype: Any, param_dtype: Any):
-        kwargs = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
         self.fc1 = Linear(rngs, width, mlp_dim, ("embed", "mlp"), **kwargs)
         self.fc2 = Linear(rngs, mlp_dim, width, ("mlp", "embed"), **kwargs)
 
@@ -59,7 +59,7 @@ class Block(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, config: SiglipConfig, *, dtype: Any, param_dtype: Any):
         w, eps = config.width, config.layer_norm_eps
-        kwargs = dict(dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
         self.norm1 = LayerNorm(rngs, w, eps=eps, param_dtype=param_dtype)
         self.attn = SelfAttention(rngs, w, config.num_heads, **kwargs)
         self.norm2 = LayerNorm(rngs, w, eps=eps, param_dtype=param_dtype)
@@ -76,7 +76,7 @@ class Siglip(nnx.Module):
     """The vision tower: patches, blocks, final norm."""
 
     def __init__(self, rngs: nnx.Rngs, config: SiglipConfig, *, dtype: Any, param_dtype: Any):
-        kwargs = dict(dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
         self.patch_embed = Conv(
             rngs,
             3,

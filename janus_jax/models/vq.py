@@ -1,5 +1,6 @@
-"""The generation tokenizer: LlamaGen's VQ-16 (arXiv 2406.06525; a VQGAN with a small, normalised
-codebook).
+"""The generation tokenizer: LlamaGen's VQ-16 (arXiv 2406.06525).
+
+A VQGAN with a small codebook of unit vectors.
 
 Dims: B batch, Y X picture sides, P codes of a picture, Z latent channels, C code width, K codes.
 
@@ -42,7 +43,7 @@ class ResBlock(nnx.Module):
     """GroupNorm, swish, conv, twice; a 1x1 shortcut where the channels change."""
 
     def __init__(self, rngs: nnx.Rngs, c_in: int, c_out: int, *, dtype: Any, param_dtype: Any):
-        kwargs = dict(dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
         self.norm1 = _norm(rngs, c_in, param_dtype)
         self.conv1 = Conv(rngs, c_in, c_out, kernel=3, **kwargs)
         self.norm2 = _norm(rngs, c_out, param_dtype)
@@ -60,7 +61,7 @@ class AttnBlock(nnx.Module):
     """One-head attention over all positions, with 1x1 convs for its projections."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int, *, dtype: Any, param_dtype: Any):
-        kwargs = dict(kernel=1, dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(kernel=1, dtype=dtype, param_dtype=param_dtype)
         self.norm = _norm(rngs, channels, param_dtype)
         self.q = Conv(rngs, channels, channels, **kwargs)
         self.k = Conv(rngs, channels, channels, **kwargs)
@@ -202,7 +203,7 @@ class VQTokenizer(nnx.Module):
     """Encoder, nearest-code quantiser and decoder."""
 
     def __init__(self, rngs: nnx.Rngs, config: VQConfig, *, dtype: Any, param_dtype: Any):
-        kwargs = dict(dtype=dtype, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
         self.encoder = Encoder(rngs, config, **kwargs)
         self.decoder = Decoder(rngs, config, **kwargs)
         self.quant_conv = Conv(

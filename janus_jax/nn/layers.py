@@ -155,9 +155,7 @@ class RMSNorm(nnx.Module):
 class GroupNorm(nnx.Module):
     """GroupNorm over channels-last pictures, statistics in float32."""
 
-    def __init__(
-        self, rngs: nnx.Rngs, channels: int, *, groups: int, eps: float, param_dtype: Any
-    ):
+    def __init__(self, rngs: nnx.Rngs, channels: int, *, groups: int, eps: float, param_dtype: Any):
         self.scale = param(rngs, (channels,), ("norm",), initializers.ones, param_dtype)
         self.bias = param(rngs, (channels,), ("norm",), initializers.zeros, param_dtype)
         self.groups, self.eps = groups, eps

@@ -28,7 +28,7 @@ class TextTower(nnx.Module):
 
     def __init__(self, config: JanusConfig, rngs: nnx.Rngs):
         vision, f32 = config.vision, jnp.float32
-        kwargs = dict(dtype=f32, param_dtype=f32)
+        kwargs: dict[str, Any] = dict(dtype=f32, param_dtype=f32)
         self.embed = Embedding(
             rngs,
             config.llm.vocab_size,
@@ -71,9 +71,7 @@ class ContrastivePart(nnx.Module):
         self.text_tower = TextTower(config, rngs)
 
 
-def loss(
-    model: ContrastivePart, batch: dict[str, Any]
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss(model: ContrastivePart, batch: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The sigmoid loss.
 
     Args:
