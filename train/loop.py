@@ -77,9 +77,7 @@ def run(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool) ->
             nnx.merge(graphdef, state.trainable, state.frozen), heldout, jax.random.key(0)
         )[1]
     )
-    log = MetricsLog(
-        run_dir / "metrics.jsonl", steps=config.steps, start=start, title=config.name
-    )
+    log = MetricsLog(run_dir / "metrics.jsonl", steps=config.steps, start=start, title=config.name)
     with stop_requested() as stop:
         for step, batch in enumerate(stream(batches, start, config.steps), start):
             state, metrics = step_fn(state, batch)

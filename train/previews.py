@@ -12,7 +12,12 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from janus_jax.generate.image import decode_codes, generate_codes
+from janus_jax.generate.sampling import Sampling
+from janus_jax.processing.image import to_uint8
+from janus_jax.processing.settings import EMOJI_PROCESSOR
 from train.data.emoji import load_emoji, load_pictures
+from train.data.samples import emoji_tokenizer
 from train.task import Task
 
 COUNT = 16
@@ -39,11 +44,6 @@ def grid(rows: Sequence[np.ndarray], *, scale: int = 2, margin: int = 2) -> Imag
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def to_uint8(pixels: Any) -> np.ndarray:
-    """[-1, 1] -> uint8, as the reference truncates."""
-    return np.clip((np.asarray(pixels) + 1) / 2 * 255, 0, 255).astype(np.uint8)
-
-
 def save_preview(model: Any, task: Task, path: Path) -> None:
     """Draws what the model can do now: true pictures above, the model's below.
 
@@ -55,8 +55,8 @@ def save_preview(model: Any, task: Task, path: Path) -> None:
         return
     rows = []
     for split in ("train", "heldout"):
-        # Every 16th, so that the sheet is not sixteen tones of one hand.
-        records = [e for e in load_emoji() if e.split == split][:: 13][:COUNT]
+        # Every 13th, so that the sheet is not sixteen tones of one hand.
+        records = [e for e in load_emoji() if e.split == split][::13][:COUNT]
         pictures = load_pictures(records, task.config.image_size)
         if hasattr(model, "llm"):
             drawn = draw(model, task, [e.name for e in records])
@@ -65,6 +65,26 @@ def save_preview(model: Any, task: Task, path: Path) -> None:
         rows += [pictures, drawn]
     path.parent.mkdir(parents=True, exist_ok=True)
     grid(rows).save(path)
+
+
+def draw(model: Any, task: Task, names: Sequence[str]) -> np.ndarray:
+    """One picture of each name, seed 0, guided as by default: uint8 [N, S, S, 3]."""
+    graphdef, params = nnx.split(model)
+    codes = generate_codes(
+        graphdef,
+        params,
+        task.config,
+        emoji_tokenizer(task.config.llm.vocab_size),
+        EMOJI_PROCESSOR.roles,
+        names,
+        n=1,
+        cfg=5.0,
+        how=Sampling(np.float32(1.0)),
+        seed=0,
+        # One by one: a batch of any other number would be another program to compile.
+        max_pictures=1,
+    )
+    return to_uint8(decode_codes(graphdef, params, codes[:, 0]))
 
 
 def reconstruct(vq: Any, pictures: np.ndarray) -> np.ndarray:
@@ -76,4 +96,4 @@ def reconstruct(vq: Any, pictures: np.ndarray) -> np.ndarray:
         tokenizer = nnx.merge(graphdef, params)
         return tokenizer.decode(tokenizer.encode(pixels))
 
-    return to_uint8(run(params, jnp.asarray(pictures, jnp.float32) / 127.5 - 1.0))
+    return to_uint8(np.asarray(run(params, jnp.asarray(pictures, jnp.float32) / 127.5 - 1.0)))
