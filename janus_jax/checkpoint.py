@@ -26,7 +26,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx
 
 from janus_jax.config import JanusConfig, get_config
 from janus_jax.errors import InputError
@@ -169,8 +168,8 @@ def restore_params(
         # than everything else at start.
         arrays = {k: v.astype(wanted[k].dtype, copy=False) for k, v in arrays.items()}
         arrays = jax.device_put(arrays)
-    return nnx.map_state(
-        lambda keys, variable: variable.replace(arrays["/".join(map(str, keys))]), abstract_params
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: arrays[_path_name(path)], abstract_params
     )
 
 
@@ -305,6 +304,11 @@ def load_model(
 
 def _is_empty(path: Path) -> bool:
     return next(path.iterdir(), None) is None
+
+
+def _path_name(path: tuple[Any, ...]) -> str:
+    """`llm/norm/scale` of a leaf's path; a parameter's own `value` step is left out."""
+    return "/".join(str(p.key) for p in path if isinstance(p, jax.tree_util.DictKey))
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:

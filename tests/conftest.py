@@ -49,3 +49,21 @@ if os.environ.get("JANUS_JAX_TYPECHECK", "1") != "0":
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs the canary first: where the backend computes wrongly, nothing else means a thing."""
     items.sort(key=lambda item: item.path.name != "test_canary.py")
+
+
+@pytest.fixture(scope="session")
+def debug_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory of the `debug` architecture with random weights; not to be changed."""
+    from tests import debug_model
+
+    path = tmp_path_factory.mktemp("models") / "debug"
+    debug_model.write(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def debug_model(debug_dir: Path):
+    """The same, loaded in float32."""
+    from tests import debug_model
+
+    return debug_model.load(debug_dir)

@@ -22,10 +22,10 @@ class Chat:
 
     janus-jax chat "这是什么？" --image apple.png --json
 
-    The answer appears as it is made. The question comes before --image, which takes several files.
+    The answer appears as it is made.
 
     Attributes:
-        question: What to ask.
+        question: What to ask; stands before --image, which would take it for a file.
         image: Picture files, in the order the model shall see them.
         model: The shipped model `emoji`, `debug` (random weights), or a model directory.
         max_tokens: Longest answer, in tokens.
@@ -34,7 +34,7 @@ class Chat:
         json: Print {"text": ...} on stdout instead of the bare answer.
     """
 
-    question: tyro.conf.Positional[str]
+    question: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="QUESTION")]
     image: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]], tyro.conf.arg(metavar="FILE...")
     ] = ()
