@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import io
 import sys
 from pathlib import Path
 
 import tyro
 
+from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError
 from train.config import TrainConfig
 from train.presets import EMOJI_RECIPE, PRESETS
 
 RECIPES = {"emoji": EMOJI_RECIPE}
 
-USAGE = """usage: janus-jax train PRESET [--run-dir DIR] [--resume | --overwrite] [--FIELD VALUE ...]
+USAGE = """usage: janus-jax train PRESET [--run-dir DIR] [--resume | --overwrite] [--FIELD VALUE]...
 
 Trains a named preset. Every field of a preset can be set: `janus-jax train PRESET --help`.
 A run lives in DIR (default runs/PRESET); it is stopped by SIGTERM or Ctrl-C, which saves its state
@@ -69,7 +68,7 @@ def main(argv: list[str]) -> int:
         return 0
     name, rest = argv[0], argv[1:]
     if name in RECIPES:
-        flags = _parse(Flags, Flags(), f"janus-jax train {name}", rest)
+        flags = parse(Flags, rest, prog=f"janus-jax train {name}")
         return run_recipe(RECIPES[name], flags.run_dir or Path("runs"), overwrite=flags.overwrite)
     if name not in PRESETS:
         known = [*RECIPES, *PRESETS]
@@ -83,7 +82,7 @@ def main(argv: list[str]) -> int:
         config: tyro.conf.OmitArgPrefixes[TrainConfig]
 
     default = Arguments(Flags(), PRESETS[name])
-    arguments = _parse(Arguments, default, f"janus-jax train {name}", rest)
+    arguments = parse(Arguments, rest, prog=f"janus-jax train {name}", default=default)
     from train.loop import run
 
     flags = arguments.flags
@@ -96,8 +95,19 @@ def main(argv: list[str]) -> int:
 
 
 def run_recipe(recipe: tuple[TrainConfig, ...], root: Path, *, overwrite: bool) -> int:
-    """Makes the runs of a recipe in order below `root`; finished ones are skipped, so that the same
-    command goes on after a stop."""
+    """Makes the runs of a recipe in order; the same command goes on after a stop.
+
+    Args:
+      recipe: the presets.
+      root: holds the run directories; finished runs in it are skipped.
+      overwrite: delete and make all runs again.
+
+    Returns:
+      The exit status: 0 done, 75 stopped with the state of the current run saved.
+
+    Raises:
+      InputError: a run directory that cannot be used.
+    """
     from train.loop import run
 
     for config in recipe:
@@ -108,23 +118,3 @@ def run_recipe(recipe: tuple[TrainConfig, ...], root: Path, *, overwrite: bool) 
             return status
     print(f"the model is in {root / recipe[-1].name / 'model'}", file=sys.stderr)
     return 0
-
-
-def _parse(kind, default, prog: str, argv: list[str]):
-    """Parses flags with tyro; SystemExit(0) after --help, InputError on bad arguments."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                kind,
-                default=default,
-                args=argv,
-                prog=prog,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        from janus_jax.cli.main import flatten_parse_error
-
-        raise InputError(flatten_parse_error(box.getvalue())) from None

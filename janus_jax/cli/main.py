@@ -4,10 +4,8 @@ Exit statuses: 0 done; 1 a run failed; 2 unusable arguments or input; 75 preempt
 again; 130 interrupted from the keyboard. Results go to stdout, everything else to stderr.
 """
 
-import contextlib
 import dataclasses
 import inspect
-import io
 import os
 import sys
 import traceback
@@ -17,6 +15,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from janus_jax.cli import chat, generate, train
+from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError
 
 EXIT_FAILED = 1
@@ -120,55 +119,16 @@ def _dispatch(argv: Sequence[str]) -> int:
 def _parse(argv: list[str]) -> generate.Generate | chat.Chat | train.Train:
     """Parses everything but `train`; SystemExit(0) after --help, InputError on bad arguments."""
     top_level = argv[:1] in ([], ["-h"], ["--help"])
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                _options(detail=not top_level),
-                args=argv,
-                prog="janus-jax",
-                config=(
-                    tyro.conf.CascadeSubcommandArgs,
-                    tyro.conf.FlagCreatePairsOff,
-                    tyro.conf.OmitArgPrefixes,
-                    tyro.conf.OmitSubcommandPrefixes,
-                ),
-            ).command
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise InputError(flatten_parse_error(box.getvalue())) from None
-
-
-def flatten_parse_error(box: str) -> str:
-    """Turns tyro's framed, many-line report into one line.
-
-    Args:
-        box: What tyro printed: a title, sections divided by rules, help text for similar flags.
-
-    Returns:
-        The complaint, the nearest flag or the subcommands where tyro names them, and where to look.
-    """
-    sections: list[list[str]] = [[]]
-    for line in box.splitlines():
-        text = line.strip("│ ").strip()
-        if line.startswith(("╭", "╰")) or not text:
-            continue
-        if set(text) == {"─"}:
-            sections.append([])
-        else:
-            sections[-1].append(text)
-    parts = [" ".join(sections[0]).rstrip(".")]
-    for section in sections[1:]:
-        first, rest = section[0], section[1:]
-        if first.startswith("Perhaps you meant") and rest:
-            parts.append(f"did you mean {rest[0].split()[0].rstrip(',')}?")
-        elif first.startswith("Available subcommands"):
-            parts.append(" ".join(section).lower())
-        elif first.startswith("For full helptext"):
-            text = " ".join(section)
-            parts.append("see " + text[max(text.rfind("janus-jax"), 0) :])
-    return "; ".join(parts)
+    return parse(
+        _options(detail=not top_level),
+        argv,
+        prog="janus-jax",
+        config=(
+            tyro.conf.CascadeSubcommandArgs,
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+        ),
+    ).command
 
 
 def _report(error: Exception, message: str, debug: bool) -> None:

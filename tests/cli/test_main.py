@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from janus_jax import InputError
-from janus_jax.cli import generate, main, train
+from janus_jax.cli import generate, main, parsing, train
 
 FULL_OPTION_BOX = """╭─ Unrecognized options ───────────────────╮
 │ Unrecognized options: --dtpe, b          │
@@ -28,7 +28,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_framed_report_becomes_one_line():
-    assert main.flatten_parse_error(FULL_OPTION_BOX) == (
+    assert parsing.flatten_parse_error(FULL_OPTION_BOX) == (
         "Unrecognized options: --dtpe, b; did you mean --dtype?; see janus-jax --help"
     )
 
