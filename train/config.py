@@ -12,6 +12,15 @@ PARTS = ("vision", "aligner", "gen_embed", "gen_aligner", "image_head", "llm", "
 
 Objective = Literal["vq", "contrastive", "janus"]
 
+# What each objective's module is made of, and what of it can train: image tokens are made by the
+# tokenizer before training starts, so the stages cannot change it (report, section 2.2).
+HAS: dict[Objective, tuple[str, ...]] = {
+    "vq": ("vq",),
+    "contrastive": ("vision",),
+    "janus": PARTS,
+}
+TRAINS: dict[Objective, tuple[str, ...]] = {**HAS, "janus": tuple(p for p in PARTS if p != "vq")}
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -122,17 +131,44 @@ class TrainConfig:
         Raises:
           InputError: naming the flag, its value and what is allowed.
         """
-        unknown = set(self.trainable) - set(PARTS)
+        unknown = set(self.trainable) - set(TRAINS[self.objective])
         if unknown or not self.trainable:
-            raise InputError(f"--trainable {' '.join(self.trainable)}", f"some of {PARTS}")
-        for flag in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            if getattr(self, flag) < 1:
-                raise InputError(f"--{flag.replace('_', '-')} {getattr(self, flag)}", "at least 1")
-        for flag in ("chinese", "question_share", "caption_drop"):
-            if not 0 <= getattr(self, flag) <= 1:
-                raise InputError(f"--{flag.replace('_', '-')} {getattr(self, flag)}", "0 to 1")
+            raise InputError(
+                f"--trainable {' '.join(self.trainable)}",
+                f"some of {', '.join(TRAINS[self.objective])} (objective {self.objective})",
+            )
+        least = dict(steps=1, batch_size=1, log_every=1, checkpoint_every=1)
+        least |= dict(preview_every=0, shift_pixels=0, seed=0, text_loss_weight=0)
+        for name, low in least.items():
+            _check(name, getattr(self, name), getattr(self, name) >= low, f"at least {low}")
+        for name in ("chinese", "question_share", "caption_drop"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "0 to 1")
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self.optimizer, name)
+            _check(f"optimizer.{name}", value, 0 < value < float("inf"), "above 0")
+        for name in ("warmup_steps", "weight_decay"):
+            value = getattr(self.optimizer, name)
+            _check(f"optimizer.{name}", value, 0 <= value < float("inf"), "at least 0")
+        self.initial_runs()
         if self.objective == "janus":
             self.samples()
+
+    def initial_runs(self) -> dict[str, str]:
+        """`init` as `{part: run}`.
+
+        Raises:
+          InputError: an entry is malformed, repeats a part, or the objective has no such part.
+        """
+        runs: dict[str, str] = {}
+        for entry in self.init:
+            part, _, run = entry.partition("=")
+            if part not in HAS[self.objective] or not run or part in runs:
+                raise InputError(
+                    f"--init {entry}",
+                    f"PART=RUN, each PART once and of {', '.join(HAS[self.objective])}",
+                )
+            runs[part] = run
+        return runs
 
     def samples(self) -> dict[str, int]:
         """Samples of each kind in a step: exactly the ratio of `mixture`.
@@ -153,3 +189,8 @@ class TrainConfig:
                 f"a multiple of {total}",
             )
         return {kind: n * self.batch_size // total for kind, n in parts.items()}
+
+
+def _check(name: str, value: float, fine: bool, allowed: str) -> None:
+    if not fine:
+        raise InputError(f"--{name.replace('_', '-')} {value}", allowed)
