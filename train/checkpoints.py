@@ -26,8 +26,11 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path):
+        self._directory = directory.absolute()
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            self._directory,
+            # Lets a new process look into a step before it restores it.
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=2, cleanup_tmp_directories=True, create=True
             ),
@@ -44,15 +47,27 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.StandardSave(_named(state)), force=True)
 
     def restore(self, like: TrainState) -> TrainState:
-        """The newest step, shaped and placed like `like`.
+        """The newest step.
+
+        Args:
+          like: a concrete or abstract state of the wanted shapes.
+
+        Returns:
+          A state like it, on the default device.
 
         Raises:
-          InputError: the checkpoint has other parameters than the run.
+          InputError: there is no step, it is damaged, or it has other parameters than the run.
         """
         step = self.latest()
+        if step is None:
+            raise InputError(f"{self._directory} holds no checkpoint")
         want = _named(like)
-        saved = self._manager.item_metadata(step)
-        found = {k: tuple(v.shape) for k, v in saved.items()} if saved is not None else {}
+        home = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=home) for k, v in want.items()}
+        try:
+            found = {k: tuple(v.shape) for k, v in self._manager.item_metadata(step).items()}
+        except Exception as error:  # Orbax raises whatever its parsers do
+            raise self._damaged(step, error) from error
         wrong = [
             f"{k} {found.get(k, 'missing')} instead of {tuple(v.shape)}"
             for k, v in want.items()
@@ -64,9 +79,19 @@ class Checkpoints:
                 + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""),
                 fix="resume with the settings the run was started with, or use --overwrite",
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, want)
-        named = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        try:
+            named = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        except Exception as error:
+            raise self._damaged(step, error) from error
         return jax.tree.unflatten(jax.tree.structure(like), [named[k] for k in want])
+
+    def _damaged(self, step: int, error: Exception) -> InputError:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        path = self._directory / str(step)
+        return InputError(
+            f"checkpoint {path} cannot be read ({reason})",
+            fix=f"delete {path} to go on from the step before",
+        )
 
     def close(self) -> None:
         """Waits for the save in progress; raises its error if it had one."""

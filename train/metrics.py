@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,13 +24,14 @@ class MetricsLog:
     """Writes metrics one logged step late, so that the host never waits for the step in flight.
 
     Args:
-      path: the JSON-lines file; appended to.
+      path: the JSON-lines file; appended to, after lines of later steps than `start` are removed.
       steps: total steps, for the progress line.
       start: step the run starts at.
       title: what the progress line calls the run.
     """
 
     def __init__(self, path: Path, *, steps: int, start: int, title: str):
+        forget_after(path, start)
         self._file = path.open("a", encoding="utf-8")
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._last = (start, time.perf_counter())
@@ -88,3 +90,30 @@ class MetricsLog:
         if self._progress is not None:
             self._progress.stop()
         self._file.close()
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Removes the lines of steps that are about to be made again.
+
+    A killed run has written metrics of steps after its last checkpoint, perhaps half a line; with
+    them gone the file of a resumed run is that of an uninterrupted one.
+
+    Args:
+      path: a JSON-lines file, which may be missing.
+      step: last step whose lines stay.
+    """
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
+    if kept != lines:
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, path)
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
