@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,13 @@ def export_model(params: Any, config: JanusConfig, path: Path, *, run: str) -> N
         depth=config.llm.depth,
         width=config.llm.width,
     )
+    image = dataclasses.replace(EMOJI_PROCESSOR.image, image_size=config.image_size)
     save_model(
         path,
         config,
         params,
         emoji_tokenizer(config.llm.vocab_size),
-        EMOJI_PROCESSOR,
+        dataclasses.replace(EMOJI_PROCESSOR, image=image),
         card_text=card,
         dtype="bfloat16",
         source=f"janus-jax train {run}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from janus_jax.config import JanusConfig
 from janus_jax.generate.image import decode_codes, generate_codes
 from janus_jax.generate.sampling import Sampling
 from janus_jax.processing.image import to_uint8
 from janus_jax.processing.settings import EMOJI_PROCESSOR
-from train.data.emoji import load_emoji, load_pictures
+from train.data.emoji import Emoji, load_emoji, load_pictures
 from train.data.samples import emoji_tokenizer
 from train.task import Task
 
 COUNT = 16
+GUIDANCE = 5.0
+SEED = 0
 
 
 def grid(rows: Sequence[np.ndarray], *, scale: int = 2, margin: int = 2) -> Image.Image:
@@ -48,52 +52,72 @@ def save_preview(model: Any, task: Task, path: Path) -> None:
     """Draws what the model can do now: true pictures above, the model's below.
 
     A tokenizer shows reconstructions; a whole model draws the names. The first row pair is of the
-    training split, the second held out: always the first ones, never chosen ones. SigLIP alone has
+    training split, the second held out: always the same ones, never chosen ones. SigLIP alone has
     nothing to show.
+
+    Args:
+      model: the module in training.
+      task: what it is trained for.
+      path: the PNG to write; its directory is made.
     """
     if not hasattr(model, "vq"):
         return
-    rows = []
-    for split in ("train", "heldout"):
-        # Every 13th, so that the sheet is not sixteen tones of one hand.
-        records = [e for e in load_emoji() if e.split == split][::13][:COUNT]
-        pictures = load_pictures(records, task.config.image_size)
-        if hasattr(model, "llm"):
-            drawn = draw(model, task, [e.name for e in records])
-        else:
-            drawn = reconstruct(model.vq, pictures)
-        rows += [pictures, drawn]
+    # Every 13th, so that the sheet is not sixteen tones of one hand.
+    splits = [
+        [e for e in load_emoji() if e.split == split][::13][:COUNT]
+        for split in ("train", "heldout")
+    ]
+    pictures = [load_pictures(records, task.config.image_size) for records in splits]
+    if hasattr(model, "llm"):
+        drawn = draw(model, task.config, [e.name for records in splits for e in records])
+    else:
+        drawn = reconstruct(model.vq, np.concatenate(pictures))
+    cut = len(splits[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid(rows).save(path)
+    grid([pictures[0], drawn[:cut], pictures[1], drawn[cut:]]).save(path)
 
 
-def draw(model: Any, task: Task, names: Sequence[str]) -> np.ndarray:
-    """One picture of each name, seed 0, guided as by default: uint8 [N, S, S, 3]."""
+def _of_split(split: str) -> list[Emoji]:
+    return [e for e in load_emoji() if e.split == split]
+
+
+def reconstruct(vq: nnx.Module, pictures: np.ndarray) -> np.ndarray:
+    """Pictures after the tokenizer: uint8 [N, S, S, 3] -> the same."""
+    graphdef, params = nnx.split(vq)
+    pixels = jnp.asarray(pictures, jnp.float32) / 127.5 - 1.0
+    return to_uint8(np.asarray(_reconstruct(graphdef, params, pixels)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(graphdef: Any, params: Any, pixels: jax.Array) -> jax.Array:
+    tokenizer = nnx.merge(graphdef, params)
+    return tokenizer.decode(tokenizer.encode(pixels))
+
+
+def draw(model: nnx.Module, config: JanusConfig, names: Sequence[str]) -> np.ndarray:
+    """Pictures of names, guided as `janus-jax generate` guides, always with the same seed.
+
+    Args:
+      model: the whole model.
+      config: its architecture.
+      names: N names.
+
+    Returns:
+      uint8 [N, S, S, 3].
+    """
     graphdef, params = nnx.split(model)
     codes = generate_codes(
         graphdef,
         params,
-        task.config,
-        emoji_tokenizer(task.config.llm.vocab_size),
+        config,
+        emoji_tokenizer(config.llm.vocab_size),
         EMOJI_PROCESSOR.roles,
         names,
         n=1,
-        cfg=5.0,
+        cfg=GUIDANCE,
         how=Sampling(np.float32(1.0)),
-        seed=0,
+        seed=SEED,
         # One by one: a batch of any other number would be another program to compile.
         max_pictures=1,
     )
     return to_uint8(decode_codes(graphdef, params, codes[:, 0]))
-
-
-def reconstruct(vq: Any, pictures: np.ndarray) -> np.ndarray:
-    """Pictures after the tokenizer: uint8 [N, S, S, 3] -> the same."""
-    graphdef, params = nnx.split(vq)
-
-    @jax.jit
-    def run(params: nnx.State, pixels: jax.Array) -> jax.Array:
-        tokenizer = nnx.merge(graphdef, params)
-        return tokenizer.decode(tokenizer.encode(pixels))
-
-    return to_uint8(np.asarray(run(params, jnp.asarray(pictures, jnp.float32) / 127.5 - 1.0)))

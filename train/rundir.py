@@ -1,0 +1,140 @@
+"""The directory of a run: made once, gone on with only by the same config, by one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from janus_jax.errors import InputError
+from train.config import TrainConfig
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Creates the directory and holds it for this process; the lock ends with the process.
+
+    Raises:
+      InputError: it cannot be written, or another process trains in it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: runs are not protected from one another
+        run_dir.mkdir(parents=True, exist_ok=True)
+        yield
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = (run_dir / LOCK).open("a")
+    except OSError as error:
+        raise InputError(
+            f"--run-dir {run_dir} cannot be written ({error.strerror})",
+            fix="choose another directory",
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"--run-dir {run_dir} is in use by another process",
+                fix="wait for it or stop it, or choose another directory",
+            ) from error
+        yield
+
+
+def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Writes the config into a new run, or checks that the run that is there may go on.
+
+    Args:
+      config: the resolved preset.
+      run_dir: an existing directory, held by `locked`.
+      resume: go on with the run that is there, if it has the same config.
+      overwrite: delete the run that is there.
+
+    Raises:
+      InputError: a run is there and neither flag is given, or one of another config (lists the
+        differences), or `overwrite` would delete something that is no run.
+    """
+    record = run_dir / "config.json"
+    content = json.loads(json.dumps(dataclasses.asdict(config)))
+    others = [path for path in run_dir.iterdir() if path.name != LOCK]
+    if overwrite and others:
+        if not record.exists():
+            raise InputError(
+                f"--run-dir {run_dir} holds files but no run, so it is not overwritten",
+                fix="choose another directory or delete it yourself",
+            )
+        # The record goes last, so that a deletion cut short can be repeated.
+        for path in sorted(others, key=lambda path: path == record):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not record.exists():
+        write_json(record, content)
+        return
+    if not resume:
+        raise InputError(
+            f"--run-dir {run_dir} already holds a run",
+            fix="add --resume to go on with it, or --overwrite to start again",
+        )
+    found, wanted = _dotted(read_json(record)), _dotted(content)
+    different = [
+        f"{key}: {found.get(key, 'nothing')!r} there, {wanted.get(key, 'nothing')!r} here"
+        for key in sorted(found.keys() | wanted.keys())
+        if found.get(key) != wanted.get(key)
+    ]
+    if different:
+        raise InputError(
+            f"--run-dir {run_dir} holds a run of another config ({'; '.join(different)})",
+            fix="use the same values, or another --run-dir",
+        )
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run has written its result."""
+    return (run_dir / "done").exists()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object of a run.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a small JSON object, whole or not at all.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def _dotted(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under the names their flags have."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat |= _dotted(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,85 @@
+"""Stopping a run from outside without losing steps: SIGTERM (a scheduler) and SIGINT (Ctrl-C)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_PREEMPTED = 75
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stop:
+    """What the training loop and the signals tell one another."""
+
+    def __init__(self):
+        self._event = threading.Event()
+        self._unsaved = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody asked the run to stop; the loop then saves and returns."""
+        return self._event.is_set()
+
+    def request(self) -> None:
+        """Asks the loop to stop after the step it is in."""
+        self._event.set()
+
+    def has_unsaved_steps(self) -> None:
+        """Says that steps were made that only a checkpoint can keep.
+
+        Until then (reading data, restoring, the first compilation) a signal ends the process at
+        once, with the same status as after saving: there is nothing to save, and those phases
+        can take longer than a scheduler waits.
+        """
+        self._unsaved = True
+
+    def _on_signal(self, number: int, count: int) -> None:
+        if count > 1:
+            # Whoever asks twice wants out now. Checkpoints appear by renaming, so nothing half
+            # written becomes visible.
+            os._exit(128 + number)
+        if not self._unsaved:
+            print("stopped before the first step; nothing to save", file=sys.stderr, flush=True)
+            os._exit(EXIT_PREEMPTED)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Handles SIGTERM and SIGINT while inside; outside the main thread it handles nothing.
+
+    Yields:
+      The `Stop` that the signals set.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    # Python runs handlers between two of its own instructions, so a long compilation would delay
+    # them. The wake-up pipe is written at once, and a thread of ours reads it.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        count = 0
+        while data := os.read(reader, 1):
+            if data[0] in _SIGNALS:
+                count += 1
+                stop._on_signal(data[0], count)
+        os.close(reader)
+
+    threading.Thread(target=watch, name="stop-signals", daemon=True).start()
+    handlers = {n: signal.signal(n, lambda number, frame: stop.request()) for n in _SIGNALS}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield stop
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.close(writer)
