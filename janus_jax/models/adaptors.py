@@ -36,7 +36,8 @@ class ImageHead(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, width: int, codes: int, *, dtype: Any, param_dtype: Any):
         kwargs: dict[str, Any] = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
         self.proj = Linear(rngs, width, width, ("embed", "mlp"), **kwargs)
-        self.out = Linear(rngs, width, codes, ("mlp", "vocab"), **kwargs)
+        # "mlp" and "vocab" are both split by the tensor axis; one matrix cannot have it twice.
+        self.out = Linear(rngs, width, codes, ("embed", "vocab"), **kwargs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> logits [..., K], float32."""
