@@ -9,7 +9,8 @@ of `janus_jax.models.janus.JanusModel`, where they are documented.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -39,14 +40,21 @@ def build(
     Returns:
       graphdef and parameters, on the default device.
     """
-    # Closed over, not passed: the whole initialisation is one compiled program.
     graphdef = abstract(config, dtype=dtype, param_dtype=param_dtype)[0]
+    return graphdef, _initialiser(config, dtype, param_dtype)(jax.random.key(seed))
+
+
+@functools.cache
+def _initialiser(
+    config: JanusConfig, dtype: Any, param_dtype: Any
+) -> Callable[[jax.Array], Params]:
+    """The whole initialisation as one compiled program, traced once for all seeds."""
 
     def init(key: jax.Array) -> Params:
         rngs = nnx.Rngs(params=key)
         return nnx.split(JanusModel(config, rngs, dtype=dtype, param_dtype=param_dtype))[1]
 
-    return graphdef, jax.jit(init)(jax.random.key(seed))
+    return jax.jit(init)
 
 
 def abstract(
