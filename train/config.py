@@ -97,6 +97,9 @@ class TrainConfig:
       question_share: share of the understanding samples that ask something else than the name.
       caption_drop: share of the generation samples whose caption is replaced as guidance replaces
         it at inference, so that guidance works.
+      code_noise: largest share of a generation sample's input codes replaced by random ones; each
+        sample draws its share evenly from 0 to this. Without it a model this small recalls a
+        picture from its first codes instead of its prompt (docs/LOG.md).
       text_loss_weight: weight of a text token beside an image token in the mean loss.
       shift_pixels: pictures read by the encoders are shifted at random by up to so many pixels.
       seed: seed of weights, data order and augmentation.
@@ -118,6 +121,7 @@ class TrainConfig:
     chinese: float = 0.2
     question_share: float = 0.2
     caption_drop: float = 0.1
+    code_noise: float = 0.0
     text_loss_weight: float = 1.0
     shift_pixels: int = 0
     seed: int = 0
@@ -141,7 +145,7 @@ class TrainConfig:
         least |= dict(preview_every=0, shift_pixels=0, seed=0, text_loss_weight=0)
         for name, low in least.items():
             _check(name, getattr(self, name), getattr(self, name) >= low, f"at least {low}")
-        for name in ("chinese", "question_share", "caption_drop"):
+        for name in ("chinese", "question_share", "caption_drop", "code_noise"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "0 to 1")
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self.optimizer, name)

@@ -80,7 +80,13 @@ def make_task(config: TrainConfig) -> Task:
     return Task(
         model,
         lambda rngs: JanusModel(model, rngs),
-        lambda module, batch, key: janus.loss(module, batch, config.text_loss_weight),
+        lambda module, batch, key: janus.loss(
+            module,
+            batch,
+            key,
+            text_weight=config.text_loss_weight,
+            code_noise=config.code_noise,
+        ),
         batches,
     )
 

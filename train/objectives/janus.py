@@ -51,22 +51,43 @@ def text_loss(model: JanusModel, batch: Batch) -> Sums:
     return jnp.sum(losses * answer), jnp.sum(answer)
 
 
-def image_loss(model: JanusModel, batch: Batch) -> Sums:
+def with_noise(codes: jax.Array, noise: float, num_codes: int, key: jax.Array) -> jax.Array:
+    """Replaces some codes by random ones, so that what follows is told by the prompt as well.
+
+    Args:
+      codes: int32 [B, P].
+      noise: each row draws the share to replace evenly from 0 to this.
+      num_codes: K.
+      key: source of the noise.
+
+    Returns:
+      int32 [B, P].
+    """
+    share_key, place_key, code_key = jax.random.split(key, 3)
+    share = jax.random.uniform(share_key, (codes.shape[0], 1), maxval=noise)
+    random = jax.random.randint(code_key, codes.shape, 0, num_codes, codes.dtype)
+    return jnp.where(jax.random.uniform(place_key, codes.shape) < share, random, codes)
+
+
+def image_loss(model: JanusModel, batch: Batch, noise: float, key: jax.Array) -> Sums:
     """Cross-entropy on the codes of generation samples.
 
     Args:
       model: the model.
       batch: prompts `tokens` int32 [B, T] and `mask` bool [B, T], ending in begin-of-image; `codes`
         int32 [B, P].
+      noise: see `with_noise`; it goes into the inputs, never into the targets.
+      key: source of the noise.
 
     Returns:
       Summed loss and number of tokens.
     """
     codes = batch["codes"]
     p = codes.shape[1]
-    x = jnp.concatenate(
-        [model.embed(batch["tokens"]), model.embed_image_tokens(codes[:, :-1])], axis=1
-    )
+    inputs = codes[:, :-1]
+    if noise:
+        inputs = with_noise(inputs, noise, model.gen_embed.embedding.shape[0], key)
+    x = jnp.concatenate([model.embed(batch["tokens"]), model.embed_image_tokens(inputs)], axis=1)
     mask = jnp.pad(batch["mask"], ((0, 0), (0, p - 1)), constant_values=True)
     h = model.hidden(x, positions(mask), mask)
     losses = optax.softmax_cross_entropy_with_integer_labels(model.image_logits(h[:, -p:]), codes)
@@ -74,23 +95,31 @@ def image_loss(model: JanusModel, batch: Batch) -> Sums:
 
 
 def loss(
-    model: JanusModel, batch: dict[str, Batch], text_weight: float
+    model: JanusModel,
+    batch: dict[str, Batch],
+    key: jax.Array,
+    *,
+    text_weight: float,
+    code_noise: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The mean loss of a mixed step.
 
     Args:
       model: the model.
       batch: for each kind in the step (`understanding`, `text`, `generation`) its arrays.
+      key: source of the code noise.
       text_weight: weight of a text token beside an image token.
+      code_noise: see `with_noise`.
 
     Returns:
       The loss, and the plain mean of each kind.
     """
     total, count, metrics = jnp.zeros(()), jnp.zeros(()), {}
     for kind, arrays in batch.items():
-        generation = kind == "generation"
-        summed, n = (image_loss if generation else text_loss)(model, arrays)
-        weight = 1.0 if generation else text_weight
+        if kind == "generation":
+            (summed, n), weight = image_loss(model, arrays, code_noise, key), 1.0
+        else:
+            (summed, n), weight = text_loss(model, arrays), text_weight
         total, count = total + weight * summed, count + weight * n
         metrics[f"{kind}_loss"] = summed / n
     return total / count, metrics
