@@ -65,9 +65,9 @@ def run(options: Chat) -> int:
         temperature=options.temperature,
         seed=options.seed,
     )
-    check_model(options.model)
     if () in options.image:
         raise InputError("--image has no file", "one or more picture files")
+    check_model(options.model)
     from janus_jax.processing.image import load_image
 
     pictures = []

@@ -27,7 +27,8 @@ def _options(detail: bool) -> type:
     """The command line as a dataclass; `detail` adds the examples to each command's description."""
 
     def named(name: str, command: type):
-        text = inspect.getdoc(command) or ""
+        # The attributes are shown as flags; here they would be said twice.
+        text = (inspect.getdoc(command) or "").split("\n\nAttributes:")[0]
         return tyro.conf.subcommand(name, description=text if detail else text.split("\n\n")[0])
 
     @dataclasses.dataclass(frozen=True)

@@ -81,7 +81,7 @@ def test_broken_pictures_exit_2_with_one_line(run, picture, tmp_path, monkeypatc
     ("arguments", "named"),
     [
         ([], "QUESTION"),
-        (["  "], "QUESTION is '  '"),
+        (["  "], "QUESTION is ' '"),
         ([QUESTION, "--image"], "--image"),
         ([QUESTION, "--temperature", "-1"], "--temperature is -1.0"),
         ([QUESTION, "--seed", str(2**32)], "--seed is"),

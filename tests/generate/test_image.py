@@ -70,9 +70,9 @@ def test_a_picture_is_the_same_in_any_company(debug_model, alone, prompts, n):
 
 
 def test_a_picture_is_the_same_in_any_batch_size(debug_model, alone):
-    for size in (1, 2, 3):
+    for size in (1, 3):
         np.testing.assert_array_equal(draw(debug_model, [APPLE], 4, max_pictures=size)[0], alone)
-    many = draw(debug_model, ["b", APPLE], 20)
+    many = draw(debug_model, ["b", APPLE], 8)
     np.testing.assert_array_equal(many[1, :4], alone)
 
 
@@ -86,11 +86,11 @@ def test_caches_agree_to_the_last_bit(debug_model, monkeypatch):
 
     monkeypatch.setattr(image, "advance", spy)
     draw(debug_model, [APPLE])
-    draw(debug_model, ["b", APPLE, "c"], 5)
+    draw(debug_model, ["b", APPLE], 8)
     one, many = states
     for name in ("k", "v"):
         for a, b in zip(getattr(one.cache, name), getattr(many.cache, name), strict=True):
-            np.testing.assert_array_equal(np.asarray(b)[10:12], np.asarray(a))
+            np.testing.assert_array_equal(np.asarray(b)[16:18], np.asarray(a))
 
 
 def test_seeds_and_numbers_give_other_pictures(debug_model, alone):
