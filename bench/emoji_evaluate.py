@@ -78,6 +78,11 @@ class Drawings:
         self.true = world.indices(records)
         self.world = world
 
+    def closer_than_training(self) -> np.ndarray:
+        """Which pictures are nearer to the true one than to any training picture, bool [N]."""
+        own = self.errors[np.arange(len(self.true)), self.true]
+        return own < self.errors[:, self.world.training].min(axis=1)
+
     def ranks(self, mapped: np.ndarray | None = None) -> np.ndarray:
         """Ranks of the true pictures, int64 [N]; with `mapped`, of the pictures of other records
         (indices into these)."""
@@ -216,10 +221,12 @@ def _vq(model: Janus, selection: Selection, world: World, stage: Stage) -> Score
     with stage("VQ reconstructions"):
         heldout, train = world.of(selection.heldout), world.of(selection.train)
         seen = reconstruct(model, heldout)
+        best = Drawings(selection.heldout, seen, world)
         return {
             "vq_psnr_db": metrics.psnr_db(heldout, seen),
             "vq_psnr_train_db": metrics.psnr_db(train, reconstruct(model, train)),
-            "top5_heldout_vq": metrics.top_share(Drawings(selection.heldout, seen, world).ranks()),
+            "top5_heldout_vq": metrics.top_share(best.ranks()),
+            "closer_than_training_heldout_vq": metrics.share(best.closer_than_training()),
         }
 
 
@@ -252,10 +259,7 @@ def _drawings(
         metrics.squared_errors(world.of(selection.heldout), world.pictures)
     )
     copies = Drawings(selection.heldout, world.pictures[copied], world)
-    closer = [
-        d.errors[np.arange(len(d.true)), d.true] < d.errors[:, world.training].min(axis=1)
-        for d in heldout
-    ]
+    closer = np.concatenate([d.closer_than_training() for d in heldout])
     scores: Scores = {
         "top5_train": metrics.top_share(train.ranks()),
         "top1_train": metrics.top_share(train.ranks(), 1),
@@ -267,7 +271,7 @@ def _drawings(
         "median_rank_heldout": float(np.median(every)),
         "top5_heldout_no_guidance": metrics.top_share(plain.ranks()),
         "top5_heldout_copy": metrics.top_share(copies.ranks()),
-        "closer_than_training_heldout": metrics.share(np.concatenate(closer)),
+        "closer_than_training_heldout": metrics.share(closer),
         "top5_concept": metrics.top_share(concept.ranks()),
     }
     scores |= _shuffled(selection, heldout, train)

@@ -120,6 +120,9 @@ def test_true_pictures_rank_first_and_shuffled_ones_do_not(world: World):
     records = [e for e in load_emoji() if e.split == "heldout"]
     drawings = Drawings(records, world.of(records), world)
     assert (drawings.ranks() == 1).all()
+    assert drawings.closer_than_training().all()
+    copied = world.pictures[world.nearest_training(drawings.errors)]
+    assert not Drawings(records, copied, world).closer_than_training().any()
     shuffled = drawings.ranks(world.derangement(records))
     assert (shuffled > 5).mean() > 0.98
 
