@@ -1,10 +1,12 @@
 """The HF table covers every parameter of every named model, and every tensor transformers has."""
 
+import functools
 import re
 
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 
 from convert.engine import Plan, plan_export, plan_import, shapes_of
 from convert.keys import HF
@@ -13,6 +15,7 @@ from janus_jax.config import NAMED, get_config
 from janus_jax.hf_config import to_hf_config
 
 
+@functools.cache
 def our_shapes(name: str) -> dict[str, tuple[int, ...]]:
     return shapes_of(functional.flat_params(functional.abstract(get_config(name))[1]))
 
@@ -71,3 +74,25 @@ def test_names_written_out(ours: str, theirs: str, transform: str):
     shapes = our_shapes("janus-pro-1b")
     (entry,) = (e for e in plan_export(HF, shapes, shapes).entries if e.ours == ours)
     assert (entry.theirs, entry.transform.name) == (theirs, transform)
+
+
+def test_a_checkpoint_as_transformers_writes_and_reads_it(tmp_path):
+    """Names on disk, not only in memory: its save and load may rename tensors."""
+    config = transformers.JanusConfig(**to_hf_config(get_config("debug"), image_token_id=7))
+    model = transformers.JanusForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "theirs")
+    tensors = load_file(tmp_path / "theirs" / "model.safetensors")
+    shapes = our_shapes("debug")
+    plan = plan_import(HF, shapes, shapes_of(tensors))
+    ours = dict(plan.read(tensors))
+
+    (tmp_path / "ours").mkdir()
+    exported = dict(plan_export(HF, shapes, shapes_of(ours)).write(ours))
+    save_file(exported, tmp_path / "ours" / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(tmp_path / "ours")
+    again, info = transformers.JanusForConditionalGeneration.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
