@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -78,8 +79,9 @@ def main(argv: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
-        flags: tyro.conf.OmitArgPrefixes[Flags]
-        config: tyro.conf.OmitArgPrefixes[TrainConfig]
+        # Without a name of their own, so that flags read --steps and --optimizer.learning-rate.
+        flags: Annotated[Flags, tyro.conf.arg(name="")]
+        config: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
     default = Arguments(Flags(), PRESETS[name])
     arguments = parse(Arguments, rest, prog=f"janus-jax train {name}", default=default)
