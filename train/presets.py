@@ -91,7 +91,7 @@ EMOJI_STAGE3 = TrainConfig(
     objective="janus",
     trainable=(*ADAPTORS, "llm", "vision"),
     init=(*(f"{part}=emoji-stage2" for part in (*ADAPTORS, "llm", "vision", "vq")),),
-    steps=3600,
+    steps=2700,
     batch_size=40,
     chinese=0.1,
     question_share=0.1,
