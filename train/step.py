@@ -42,7 +42,7 @@ def make_step(
 
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        metrics = {"loss": value, **metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads)}
         new = replace(
             state,
             step=state.step + 1,
