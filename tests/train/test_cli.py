@@ -1,0 +1,97 @@
+"""`janus-jax train`: presets, fields, and one line for what cannot be."""
+
+from pathlib import Path
+
+import pytest
+
+from janus_jax.cli import main
+from train import cli, loop
+from train.presets import EMOJI_RECIPE, PRESETS
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[tuple]:
+    """What would have been run."""
+    seen = []
+
+    def record(config, run_dir, *, resume, overwrite):
+        seen.append((config, run_dir, resume, overwrite))
+        return 0
+
+    monkeypatch.setattr(loop, "run", record)
+    return seen
+
+
+def error_line(capsys) -> str:
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_lists_presets_recipes_and_examples(argv, capsys):
+    assert main.run(["train", *argv]) == 0
+    out = capsys.readouterr().out
+    for name in (*PRESETS, *cli.RECIPES):
+        assert f"  {name}" in out
+    assert "--resume" in out and "janus-jax train emoji --run-dir runs" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_a_preset_s_help_shows_every_field(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.run(["train", "emoji-vq", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for flag in ("--run-dir", "--resume", "--steps", "--optimizer.learning-rate", "--trainable"):
+        assert flag in out
+
+
+def test_a_preset_alone_runs_as_it_is(runs):
+    assert main.run(["train", "emoji-stage2"]) == 0
+    assert runs == [(PRESETS["emoji-stage2"], Path("runs/emoji-stage2"), False, False)]
+
+
+def test_fields_and_flags_are_set(runs, tmp_path):
+    words = f"train emoji-vq --run-dir {tmp_path} --resume --optimizer.learning-rate 3e-4"
+    words += " --steps 7 --vq-loss.entropy 0.5 --trainable vq"
+    assert main.run(words.split()) == 0
+    ((config, run_dir, resume, overwrite),) = runs
+    assert config.optimizer.learning_rate == 3e-4
+    assert config.optimizer.schedule == PRESETS["emoji-vq"].optimizer.schedule
+    assert (config.steps, config.vq_loss.entropy, config.trainable) == (7, 0.5, ("vq",))
+    assert (run_dir, resume, overwrite) == (tmp_path, True, False)
+
+
+def test_a_recipe_runs_all_its_presets_in_order(runs, tmp_path, capsys):
+    assert main.run(["train", "emoji", "--run-dir", str(tmp_path)]) == 0
+    assert [config for config, *_ in runs] == list(EMOJI_RECIPE)
+    assert [run_dir for _, run_dir, *_ in runs] == [tmp_path / c.name for c in EMOJI_RECIPE]
+    assert str(tmp_path / "emoji-stage3" / "model") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("emoji-stag2", "did you mean emoji-stage2?"),
+        ("cat", "emoji-stage1"),
+        ("emoji-vq --steps many", "--steps"),
+        ("emoji-vq --steps 0", "--steps 0; allowed: at least 1"),
+        ("emoji-vq --optimizer.learning-rate -1", "--optimizer.learning-rate"),
+        ("emoji-vq --stepz 5", "--steps"),
+        ("emoji-stage2 --batch-size 7", "--batch-size 7"),
+        ("emoji-vq --objective adversarial", "adversarial"),
+        ("emoji --steps 5", "--steps"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_status_2(runs, capsys, words, named):
+    assert main.run(["train", *words.split()]) == 2
+    assert named in error_line(capsys)
+    assert runs == []
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones(tmp_path, capsys):
+    words = ["train", "emoji-vq", "--model", "huge", "--run-dir", str(tmp_path / "run")]
+    assert main.run(words) == 2
+    line = error_line(capsys)
+    assert "huge" in line and "debug" in line

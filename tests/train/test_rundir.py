@@ -1,0 +1,70 @@
+"""Run directories: what may be written over, and by whom."""
+
+import pytest
+
+from janus_jax.errors import InputError
+from tests.train.runs import tiny
+from train import rundir
+
+CONFIG = tiny("emoji-vq")
+
+
+def prepare(run_dir, *, resume=False, overwrite=False):
+    with rundir.locked(run_dir):
+        rundir.prepare(CONFIG, run_dir, resume=resume, overwrite=overwrite)
+
+
+def test_a_new_run_records_its_config(tmp_path):
+    prepare(tmp_path / "a" / "b")
+    record = rundir.read_json(tmp_path / "a" / "b" / "config.json")
+    assert record["model"] == "debug" and record["vq_loss"]["entropy"] == 0.05
+    prepare(tmp_path / "a" / "b", resume=True)
+
+
+def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
+    run_dir = tmp_path / "run"
+    prepare(run_dir)
+    (run_dir / "checkpoints" / "4").mkdir(parents=True)
+    (run_dir / "done").write_text("{}")
+    prepare(run_dir, overwrite=True)
+    assert sorted(p.name for p in run_dir.iterdir()) == [".lock", "config.json"]
+
+
+def test_a_directory_that_is_no_run_is_never_deleted(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="holds files but no run"):
+        prepare(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path):
+    with (
+        rundir.locked(tmp_path),
+        pytest.raises(InputError, match="in use by another process"),
+        rundir.locked(tmp_path),
+    ):
+        pass
+    with rundir.locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_a_file_in_the_place_of_the_directory(tmp_path, flag):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(InputError, match=r"--run-dir .*run cannot be written"):
+        prepare(tmp_path / "run", **{flag: True})
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"name": '])
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json"):
+        prepare(tmp_path, resume=True)
+
+
+def test_json_is_written_whole(tmp_path):
+    rundir.write_json(tmp_path / "done", {"a": 1})
+    assert rundir.read_json(tmp_path / "done") == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["done"]
+    with pytest.raises(InputError, match="cannot be written"):
+        rundir.write_json(tmp_path / "missing" / "done", {})
