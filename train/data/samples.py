@@ -77,6 +77,7 @@ class EmojiData:
         split: str = "train",
     ):
         self.config = config
+        self._split, self._vocab_size = split, vocab_size
         self.records = tuple(e for e in load_emoji() if e.split == split)
         self.pictures = load_pictures(self.records, image_size)
         self.tokenizer = emoji_tokenizer(vocab_size)
@@ -93,16 +94,7 @@ class EmojiData:
 
     def conversation(self, qa: tasks.QA, pixels: np.ndarray | None = None) -> Row:
         """A question, with a picture or without, and its answer."""
-        ask = functools.partial(
-            chat_prompt,
-            self.tokenizer,
-            roles=ROLES,
-            system=EMOJI_PROCESSOR.system_prompt,
-            num_image_tokens=self._image_tokens,
-        )
-        turn = Turn("user", qa.question, num_images=int(pixels is not None))
-        prompt, whole = ask([turn]), ask([turn, Turn("assistant", qa.answer)])
-        return Row(whole.ids, len(prompt.ids), whole.image_spans, pixels)
+        return _conversation(self.tokenizer, self._image_tokens, qa, pixels)
 
     def _is_chinese(self, rng: np.random.Generator) -> bool:
         return bool(rng.random() < self.config.chinese)
@@ -133,21 +125,7 @@ class EmojiData:
     @functools.cached_property
     def lengths(self) -> dict[str, tuple[int, int]]:
         """Longest sample and longest answer of each kind: T and A."""
-        blank = self.pictures[0]
-        rows = {
-            "understanding": [
-                self.conversation(qa, blank)
-                for e in self.records
-                for qa in (*tasks.caption_examples(e), *tasks.question_examples(e))
-            ],
-            "text": [self.conversation(qa) for e in self.records for qa in tasks.text_examples(e)],
-        }
-        longest = {
-            kind: (max(len(r.ids) for r in found), max(len(r.ids) - r.prompt_length for r in found))
-            for kind, found in rows.items()
-        }
-        prompts = [self.prompt(e, chinese) for e in self.records for chinese in (False, True)]
-        return {**longest, "generation": (max(map(len, prompts)), 0)}
+        return _lengths(self._split, self._vocab_size, self._image_tokens)
 
     def collate_text(self, kind: str, rows: Sequence[Row]) -> dict[str, np.ndarray]:
         """Arrays of `train.objectives.janus.text_loss`."""
@@ -239,3 +217,46 @@ class EmojiData:
             batch_size=batch_size,
             seed=1000 * self.config.seed + _STREAM[kind],
         )
+
+
+def _conversation(
+    tokenizer: Tokenizer, num_image_tokens: int, qa: tasks.QA, pixels: np.ndarray | None = None
+) -> Row:
+    ask = functools.partial(
+        chat_prompt,
+        tokenizer,
+        roles=ROLES,
+        system=EMOJI_PROCESSOR.system_prompt,
+        num_image_tokens=num_image_tokens,
+    )
+    turn = Turn("user", qa.question, num_images=int(pixels is not None))
+    prompt, whole = ask([turn]), ask([turn, Turn("assistant", qa.answer)])
+    return Row(whole.ids, len(prompt.ids), whole.image_spans, pixels)
+
+
+# Every text of the split passes through the tokenizer here, which takes seconds; a recipe asks for
+# it six times.
+@functools.cache
+def _lengths(split: str, vocab_size: int, num_image_tokens: int) -> dict[str, tuple[int, int]]:
+    tokenizer = emoji_tokenizer(vocab_size)
+    records = [e for e in load_emoji() if e.split == split]
+    blank = np.zeros((1, 1, 3), np.uint8)
+    rows = {
+        "understanding": [
+            _conversation(tokenizer, num_image_tokens, qa, blank)
+            for e in records
+            for qa in (*tasks.caption_examples(e), *tasks.question_examples(e))
+        ],
+        "text": [
+            _conversation(tokenizer, num_image_tokens, qa)
+            for e in records
+            for qa in tasks.text_examples(e)
+        ],
+    }
+    longest = {
+        kind: (max(len(r.ids) for r in found), max(len(r.ids) - r.prompt_length for r in found))
+        for kind, found in rows.items()
+    }
+    names = [text for e in records for text in tasks.generation_prompts(e)]
+    prompts = [generation_prompt(tokenizer, name, roles=ROLES) for name in names]
+    return {**longest, "generation": (max(map(len, prompts)), 0)}
