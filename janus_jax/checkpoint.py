@@ -99,6 +99,11 @@ def save_params(path: str | Path, params: Any, *, dtype: Any = None) -> dict[str
         target.parent.mkdir(parents=True, exist_ok=True)
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(target, args=ocp.args.PyTreeSave(_nested(arrays)), force=True)
+        # Orbax writes this machine's path into its marker, of which only the presence counts; a
+        # directory that is handed on should not tell where it was made.
+        marker = target / "commit_success.txt"
+        if marker.exists():
+            marker.write_text("committed\n", encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{str(target)!r} cannot be written ({error})", fix="choose another directory"
