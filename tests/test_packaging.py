@@ -95,9 +95,11 @@ def test_the_public_names_resolve_and_no_others():
 
 
 def test_no_file_is_too_long():
+    # .ci/ also holds the environments that .ci/run makes, which are not ours: its own files only.
+    own = [*sources(*PACKAGES, "tests", "bench"), *sorted((ROOT / ".ci").glob("*.py"))]
     long = {
         relative(path): count
-        for path in sources(*PACKAGES, "tests", "bench", ".ci")
+        for path in own
         if (count := len(path.read_text().splitlines())) > MAX_LINES
     }
     assert not long, long
