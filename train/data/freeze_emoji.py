@@ -26,34 +26,13 @@ from train.data.emoji import (
     read_drawing,
     require_package,
 )
-from train.data.naming import TONES, parse_colour, parse_name
+from train.data.naming import COLOURS_ZH, TONES, TONES_ZH, parse_colour, parse_name
 
 _EMOJI_VERSION = "2.16.0"
 _EMOJI_DATA_VERSION = "1.6.0"
 # `status` 1 in the package: the skin-tone and hair swatches, which are no emoji of their own.
 _COMPONENT = 1
 
-_TONES_ZH = {
-    "light": "较浅肤色",
-    "medium-light": "中等浅肤色",
-    "medium": "中等肤色",
-    "medium-dark": "中等深肤色",
-    "dark": "较深肤色",
-}
-COLOURS_ZH = {
-    "light blue": "浅蓝色",
-    "red": "红色",
-    "orange": "橙色",
-    "yellow": "黄色",
-    "green": "绿色",
-    "blue": "蓝色",
-    "purple": "紫色",
-    "brown": "棕色",
-    "black": "黑色",
-    "white": "白色",
-    "grey": "灰色",
-    "pink": "粉红色",
-}
 _HAIR = {
     "red hair": "红发",
     "curly hair": "卷发",
@@ -216,14 +195,14 @@ def clean_names(en: str, zh: str, subgroup: str) -> tuple[str, str]:
     tones = re.findall(tone_pattern, head)
     head = " ".join(re.sub(tone_pattern, " ", head).split())
     head_zh = zh.strip(":")
-    for tone in _TONES_ZH.values():
+    for tone in TONES_ZH.values():
         head_zh = head_zh.replace(tone, "")
     head_zh = head_zh.strip("_")
 
     head, head_zh = _clean_heads(head, head_zh, subgroup)
     if tones:
         head += ": " + ", ".join(f"{tone} skin tone" for tone in tones)
-        head_zh += "：" + "、".join(_TONES_ZH[tone] for tone in tones)
+        head_zh += "：" + "、".join(TONES_ZH[tone] for tone in tones)
     return head, head_zh
 
 

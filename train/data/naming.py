@@ -30,6 +30,31 @@ COLOURS = (
 GENDERS = ("woman and man", "women", "men", "people", "woman", "man", "person")
 """All genders a name can state; the last three are single people, the others pairs or groups."""
 
+TONES_ZH = {
+    "light": "较浅肤色",
+    "medium-light": "中等浅肤色",
+    "medium": "中等肤色",
+    "medium-dark": "中等深肤色",
+    "dark": "较深肤色",
+}
+"""The tones in Chinese, as CLDR names them."""
+
+COLOURS_ZH = {
+    "light blue": "浅蓝色",
+    "red": "红色",
+    "orange": "橙色",
+    "yellow": "黄色",
+    "green": "绿色",
+    "blue": "蓝色",
+    "purple": "紫色",
+    "brown": "棕色",
+    "black": "黑色",
+    "white": "白色",
+    "grey": "灰色",
+    "pink": "粉红色",
+}
+"""The colours in Chinese."""
+
 # Heads whose gender is inside the word.
 _IRREGULAR = {
     "woman": ("adult", "woman"),

@@ -23,6 +23,7 @@ from typing import get_args
 import numpy as np
 
 from train.data.emoji import Emoji, Kind, Split, load_emoji
+from train.data.naming import COLOURS_ZH, TONES_ZH
 from train.data.split import draw
 
 
@@ -52,27 +53,6 @@ _KINDS: dict[Kind, tuple[str, str, str]] = {
     "shape": ("shape", "形状", "a shape"),
     "clock": ("clock", "钟", "a clock"),
     "other": ("thing", "东西", ""),
-}
-_TONES_ZH = {
-    "light": "较浅肤色",
-    "medium-light": "中等浅肤色",
-    "medium": "中等肤色",
-    "medium-dark": "中等深肤色",
-    "dark": "较深肤色",
-}
-_COLOURS_ZH = {
-    "light blue": "浅蓝色",
-    "red": "红色",
-    "orange": "橙色",
-    "yellow": "黄色",
-    "green": "绿色",
-    "blue": "蓝色",
-    "purple": "紫色",
-    "brown": "棕色",
-    "black": "黑色",
-    "white": "白色",
-    "grey": "灰色",
-    "pink": "粉红色",
 }
 _GENDERS_ZH = {
     "woman": "女人",
@@ -176,13 +156,13 @@ def _questions(e: Emoji) -> tuple[tuple[QA, QA], ...]:
     noun, noun_zh, _ = _KINDS[e.kind]
     pairs = [(QA("What kind?", noun), QA("什么类？", noun_zh))]
     if e.tone is not None:
-        tones_zh = "、".join(_TONES_ZH[tone] for tone in e.tone.split(", "))
+        tones_zh = "、".join(TONES_ZH[tone] for tone in e.tone.split(", "))
         pairs.append((QA("What skin tone?", e.tone), QA("什么肤色？", tones_zh)))
     who = _who(e)
     if who is not None:
         pairs.append((QA("Who is it?", who[0]), QA("是谁？", who[1])))
     if e.colour is not None:
-        pairs.append((QA("What colour?", e.colour), QA("什么颜色？", _COLOURS_ZH[e.colour])))
+        pairs.append((QA("What colour?", e.colour), QA("什么颜色？", COLOURS_ZH[e.colour])))
     if e.shape is not None:
         form = next(form for form in _FORMS_ZH if form in e.shape.split())
         pairs.append((QA("What shape?", form), QA("什么形状？", _FORMS_ZH[form])))
