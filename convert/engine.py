@@ -10,14 +10,16 @@ key at a time.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from convert.keys import Row, Table
+from convert.keys.table import Row, Table, regex
 from convert.transforms import Shape, Transform
 from janus_jax.errors import InputError
 
@@ -65,13 +67,26 @@ class MappingError(InputError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: its name on either side, the transform, and its shape on either side."""
+    """One parameter: its name on either side, the transform, and its shape on either side.
+
+    Attributes:
+      ours: path of the parameter.
+      theirs: key of the tensor it comes from.
+      transform: how it changes between the two.
+      our_shape: shape of the parameter.
+      their_shape: shape of the tensor, or of the rows that are this parameter.
+      start: first of these rows where the tensor is fused from several parameters; None where it
+        is this parameter alone.
+      tied: the tensor belongs to another entry, which is the one that writes it.
+    """
 
     ours: str
     theirs: str
     transform: Transform
     our_shape: Shape
     their_shape: Shape
+    start: int | None = None
+    tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,23 +94,61 @@ class Plan:
     """A checked conversion.
 
     Attributes:
+      table: name of the layout.
       entries: one for each parameter, in the order of our paths.
       dropped: their keys that the table allows to be left behind.
     """
 
+    table: str
     entries: tuple[Entry, ...]
     dropped: tuple[str, ...] = ()
 
-    def read(self, theirs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-        """Their tensors as ours, `(path, array)` one at a time; arrays may be views."""
-        for entry in self.entries:
-            yield entry.ours, entry.transform.to_ours(theirs[entry.theirs])
+    @property
+    def their_specs(self) -> dict[str, Shape]:
+        """Shape of every tensor that `write` gives, in its order; nothing is read for it."""
+        return {key: _tensor_shape(group) for key, group in self._tensors().items()}
 
-    def write(self, ours: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-        """Our tensors as theirs, `(key, array)` one at a time, each contiguous."""
+    def read(self, theirs: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+        """Their tensors as ours, one at a time.
+
+        Args:
+          theirs: arrays, or stored tensors whose `read()` gives an array, by key.
+
+        Yields:
+          `(path, array)`; the arrays are views wherever numpy can make one, so that nothing is
+          copied before the caller does.
+        """
         for entry in self.entries:
-            array = entry.transform.to_theirs(np.asarray(ours[entry.ours]))
-            yield entry.theirs, np.ascontiguousarray(array)
+            stored = theirs[entry.theirs]
+            array = stored if isinstance(stored, np.ndarray) else stored.read()
+            if entry.start is not None:
+                array = array[entry.start : entry.start + entry.their_shape[0]]
+            yield entry.ours, entry.transform.to_ours(array)
+
+    def write(self, ours: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+        """Our tensors as theirs, one at a time, in the order of `their_specs`.
+
+        Args:
+          ours: arrays by path. Each is looked up once, so a mapping that reads on demand keeps one
+            tensor in memory (those that are fused into one, together).
+
+        Yields:
+          `(key, array)`, each contiguous.
+        """
+        for key, group in self._tensors().items():
+            arrays = [e.transform.to_theirs(np.asarray(ours[e.ours])) for e in group]
+            if len(group) > 1:
+                yield key, np.concatenate(arrays)
+            else:
+                yield key, np.ascontiguousarray(arrays[0]).reshape(group[0].their_shape)
+
+    def _tensors(self) -> dict[str, list[Entry]]:
+        """The entries that each tensor of theirs is written from."""
+        groups: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            if not entry.tied:
+                groups.setdefault(entry.theirs, []).append(entry)
+        return {key: sorted(group, key=lambda e: e.start or 0) for key, group in groups.items()}
 
 
 def shapes_of(tensors: Mapping[str, object]) -> dict[str, Shape]:
@@ -121,24 +174,26 @@ def plan_import(
       MappingError: unmapped, unexpected, twice-set or missing keys, or wrong shapes; all of them.
     """
     entries, unmapped, twice = _match(table, our_shapes)
-    wanted = {entry.theirs for entry in entries}
-    left = [key for key in their_shapes if key not in wanted]
-    drops = [_regex(pattern) for pattern in table.drops]
-    dropped = tuple(key for key in left if any(drop.fullmatch(key) for drop in drops))
+    plan = Plan(table.name, entries)
+    tensors = plan.their_specs
+    # A tied tensor has its shape from the parameter that owns it; another may be all there is.
+    tensors |= {e.theirs: e.their_shape for e in entries if e.theirs not in tensors}
+    left = [key for key in their_shapes if key not in tensors]
+    dropped = tuple(key for key in left if table.drops_key(key))
     problems = Problems(
         unmapped,
         twice,
-        missing=tuple(entry.theirs for entry in entries if entry.theirs not in their_shapes),
+        missing=tuple(key for key in tensors if key not in their_shapes),
         unexpected=tuple(key for key in left if key not in dropped),
         wrong_shape=tuple(
-            f"{entry.theirs} is {tuple(their_shapes[entry.theirs])}, expected {entry.their_shape}"
-            for entry in entries
-            if tuple(their_shapes.get(entry.theirs, entry.their_shape)) != entry.their_shape
+            f"{key} is {tuple(their_shapes[key])}, expected {shape}"
+            for key, shape in tensors.items()
+            if tuple(their_shapes.get(key, shape)) != shape
         ),
     )
     if problems:
         raise MappingError(table.name, problems)
-    return Plan(entries, dropped)
+    return dataclasses.replace(plan, dropped=dropped)
 
 
 def plan_export(
@@ -171,41 +226,61 @@ def plan_export(
     )
     if problems:
         raise MappingError(table.name, problems)
-    return Plan(entries)
+    return Plan(table.name, entries)
 
 
 def _match(
     table: Table, our_shapes: Mapping[str, Shape]
 ) -> tuple[tuple[Entry, ...], tuple[str, ...], tuple[str, ...]]:
-    """Entries of all parameters; paths without a row; paths and keys claimed twice."""
-    rows = [(_regex(row.ours), row) for row in table.rows]
-    entries: list[Entry] = []
+    """Entries of all parameters; what has no row; paths and keys claimed twice."""
+    rows = [(regex(row.ours), row) for row in table.rows]
+    pairs: list[tuple[Row, Entry]] = []
     unmapped: list[str] = []
     twice: list[str] = []
     for path, shape in our_shapes.items():
-        found = [(m, row) for regex, row in rows if (m := regex.fullmatch(path))]
+        found = [(m, row) for pattern, row in rows if (m := pattern.fullmatch(path))]
         found = [(m, row) for m, row in found if row.transform.rank in (None, len(shape))]
         if not found:
             unmapped.append(path)
             continue
         if len(found) > 1:
             twice.append(f"{path} by {len(found)} rows")
-        entries += [_entry(row, m, path, tuple(shape)) for m, row in found[:1]]
-    twice += _repeated(entry.theirs for entry in entries)
+        match, row = found[0]
+        pairs.append((row, _entry(row, match, path, tuple(shape))))
+
+    claims: dict[str, list[tuple[Row, Entry]]] = {}
+    for row, entry in pairs:
+        if not row.tied:
+            claims.setdefault(entry.theirs, []).append((row, entry))
+    starts: dict[str, int] = {}
+    for key, claim in claims.items():
+        wanted = [row.slice for row in table.rows if row.theirs == claim[0][0].theirs]
+        slices = [row.slice for row, _ in claim]
+        if len(set(slices)) < len(slices) or (None in slices and len(slices) > 1):
+            twice.append(f"{key} by {len(claim)} parameters")
+        elif lacking := [str(index) for index in wanted if index not in slices]:
+            unmapped.append(f"{key} in part (slice {', '.join(lacking)} is no parameter)")
+        elif None not in slices:
+            starts |= _starts([entry for _, entry in sorted(claim, key=lambda c: c[0].slice or 0)])
+    entries = (dataclasses.replace(entry, start=starts.get(entry.ours)) for _, entry in pairs)
     return tuple(entries), tuple(unmapped), tuple(twice)
 
 
 def _entry(row: Row, match: re.Match[str], path: str, shape: Shape) -> Entry:
     theirs = row.theirs.format(**match.groupdict())
-    return Entry(path, theirs, row.transform, shape, row.transform.their_shape(shape))
-
-
-def _repeated(keys: Iterable[str]) -> list[str]:
-    return [f"{key} by {count} parameters" for key, count in Counter(keys).items() if count > 1]
-
-
-def _regex(pattern: str) -> re.Pattern[str]:
-    """The pattern with `{i}` as a decimal index without leading zeros."""
-    return re.compile(
-        re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>0|[1-9][0-9]*)", re.escape(pattern)),
+    return Entry(
+        path, theirs, row.transform, shape, row.transform.their_shape(shape), tied=row.tied
     )
+
+
+def _starts(slices: list[Entry]) -> dict[str, int]:
+    """First row of each parameter in the tensor that stacks them in this order."""
+    rows = itertools.accumulate((entry.their_shape[0] for entry in slices), initial=0)
+    return {entry.ours: start for entry, start in zip(slices, rows, strict=False)}
+
+
+def _tensor_shape(group: list[Entry]) -> Shape:
+    """Shape of the tensor that these entries are written to."""
+    if len(group) == 1:
+        return group[0].their_shape
+    return (sum(entry.their_shape[0] for entry in group), *group[0].their_shape[1:])

@@ -53,3 +53,12 @@ LINEAR = _permutation("linear", (1, 0))
 
 CONV = _permutation("conv", (2, 3, 1, 0))
 """`Conv2d` weights: OIHW there, HWIO here."""
+
+LEADING_AXIS = Transform(
+    "leading axis",
+    2,
+    to_ours=lambda x: x[0],
+    to_theirs=lambda x: x[None],
+    their_shape=lambda shape: (1, *shape),
+)
+"""A table that PyTorch's side keeps as a batch of one: [1, P, W] there, [P, W] here."""
