@@ -15,39 +15,67 @@ from typing import Any
 from janus_jax.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.errors import InputError
 
+MOST = 2**22
+"""Upper bound of widths, heads and vocabularies."""
+MOST_LAYERS = 1024
+MOST_POSITIONS = 2**31
 
-class _Section:
-    """One section of a config.json: typed look-ups whose errors name section and key."""
+
+class Section:
+    """One section of a config.json: typed look-ups whose errors name section and key.
+
+    Every number has an upper bound far above any real model, so that a hostile file can neither
+    make arithmetic overflow nor a loop over its layers run for ever.
+    """
 
     def __init__(self, name: str, fields: Any):
+        """Takes the section.
+
+        Raises:
+          InputError: it is no JSON object.
+        """
         if not isinstance(fields, Mapping):
-            raise InputError(f"config.json: {name} is {fields!r}", "a JSON object")
+            raise InputError(f"config.json: {name} is {_shown(fields)}", "a JSON object")
         self.name, self.fields = name, fields
 
-    def _refuse(self, key: str, value: Any, allowed: str) -> InputError:
-        return InputError(f"config.json: {self.name}.{key} is {value!r}", allowed)
+    def refuse(self, key: str, value: Any, allowed: str) -> InputError:
+        """The error about one key."""
+        return InputError(f"config.json: {self.name}.{key} is {_shown(value)}", allowed)
 
-    def integer(self, key: str, default: int) -> int:
+    def integer(self, key: str, default: int, most: int = MOST) -> int:
+        """A number from 1 to `most`."""
         value = self.fields.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._refuse(key, value, "a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise self.refuse(key, value, f"an integer from 1 to {most}")
         return value
 
     def number(self, key: str, default: float) -> float:
+        """A finite number above 0."""
         value = self.fields.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise self._refuse(key, value, "a positive number")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1e12:
+            raise self.refuse(key, value, "a number above 0, at most 1e12")
         return float(value)
 
     def optional(self, key: str, default: int) -> int:
         """Like `integer`, where null means the default too."""
         return default if self.fields.get(key) is None else self.integer(key, default)
 
-    def fixed(self, key: str, only: Any) -> None:
-        """Refuses any value but the one this package computes (a missing key means that one)."""
-        value = self.fields.get(key, only)
+    def fixed(self, key: str, only: Any, default: Any = None) -> None:
+        """Refuses any value but the one this package computes.
+
+        A missing key means `default`, or that value where none is given.
+        """
+        value = self.fields.get(key, only if default is None else default)
         if value != only or type(value) is not type(only):
-            raise self._refuse(key, value, f"{only!r} (the only one this package computes)")
+            raise self.refuse(key, value, f"{only!r} (the only one this package computes)")
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def from_hf_config(data: Mapping[str, Any], *, name: str = "custom") -> JanusConfig:
@@ -69,8 +97,8 @@ def from_hf_config(data: Mapping[str, Any], *, name: str = "custom") -> JanusCon
         kind = data.get("model_type") if isinstance(data, Mapping) else data
         raise InputError(f"config.json: model_type is {kind!r}", "'janus'")
     llm = llama_from_hf(data.get("text_config") or {}, section="text_config")
-    vision = _Section("vision_config", data.get("vision_config") or {})
-    vq = _Section("vq_config", data.get("vq_config") or {})
+    vision = Section("vision_config", data.get("vision_config") or {})
+    vq = Section("vq_config", data.get("vq_config") or {})
     # Both aligners end, and the image head starts, at the language model's width.
     for part, keys in (
         (vision, ["projection_dim"]),
@@ -97,13 +125,13 @@ def llama_from_hf(fields: Mapping[str, Any], *, section: str = "language_config"
     Raises:
       InputError: as `from_hf_config`.
     """
-    text = _Section(section, fields)
+    text = Section(section, fields)
     text.fixed("hidden_act", "silu")
     text.fixed("attention_bias", False)
     text.fixed("mlp_bias", False)
     text.fixed("tie_word_embeddings", False)
     # Release 5 keeps the rotary settings together; earlier ones had two keys.
-    rope = _Section(
+    rope = Section(
         f"{section}.rope_parameters", text.fields.get("rope_parameters") or {"rope_type": "default"}
     )
     rope.fixed("rope_type", "default")
@@ -113,18 +141,18 @@ def llama_from_hf(fields: Mapping[str, Any], *, section: str = "language_config"
     return LlamaConfig(
         vocab_size=text.integer("vocab_size", 32000),
         width=width,
-        depth=text.integer("num_hidden_layers", 32),
+        depth=text.integer("num_hidden_layers", 32, MOST_LAYERS),
         mlp_dim=text.integer("intermediate_size", 11008),
         num_heads=heads,
         num_kv_heads=text.optional("num_key_value_heads", heads),
         head_dim=text.optional("head_dim", width // heads),
         rope_theta=rope.number("rope_theta", text.number("rope_theta", 1e4)),
         rms_norm_eps=text.number("rms_norm_eps", 1e-6),
-        max_positions=text.integer("max_position_embeddings", 2048),
+        max_positions=text.integer("max_position_embeddings", 2048, MOST_POSITIONS),
     )
 
 
-def _siglip(vision: _Section) -> SiglipConfig:
+def _siglip(vision: Section) -> SiglipConfig:
     vision.fixed("hidden_act", "gelu")
     vision.fixed("attention_bias", True)
     vision.fixed("use_qk_norm", False)
@@ -135,31 +163,43 @@ def _siglip(vision: _Section) -> SiglipConfig:
         image_size=vision.integer("image_size", 384),
         patch_size=vision.integer("patch_size", 16),
         width=width,
-        depth=vision.integer("num_hidden_layers", 24),
+        depth=vision.integer("num_hidden_layers", 24, MOST_LAYERS),
         num_heads=vision.integer("num_attention_heads", 16),
-        mlp_dim=int(width * vision.number("mlp_ratio", 4.0)),
+        mlp_dim=mlp_size(vision, width, 4.0),
         layer_norm_eps=vision.number("layer_norm_eps", 1e-6),
     )
 
 
-def _vq(vq: _Section) -> VQConfig:
+def mlp_size(vision: Section, width: int, default: float) -> int:
+    """The MLP width that the key `mlp_ratio` gives, truncated as both references do."""
+    size = int(width * vision.number("mlp_ratio", default))
+    if not 1 <= size <= MOST:
+        raise vision.refuse("mlp_ratio", vision.fields.get("mlp_ratio"), f"1 to {MOST} / width")
+    return size
+
+
+def multipliers(vq: Section, key: str) -> tuple[int, ...]:
+    """Channel multipliers of the VQ tokenizer's levels, at most 12 of them."""
+    values = vq.fields.get(key, (1, 1, 2, 2, 4))
+    if (
+        not isinstance(values, list | tuple)
+        or not 1 <= len(values) <= 12
+        or not all(isinstance(m, int) and not isinstance(m, bool) and 1 <= m <= 64 for m in values)
+    ):
+        raise vq.refuse(key, values, "a list of positive integers, at most 12, none above 64")
+    return tuple(values)
+
+
+def _vq(vq: Section) -> VQConfig:
     vq.fixed("hidden_act", "gelu")
     vq.fixed("double_latent", False)
     vq.fixed("in_channels", 3)
     vq.fixed("out_channels", 3)
     vq.fixed("num_hidden_layers", 2)  # layers of the generation aligner
-    multipliers = vq.fields.get("channel_multiplier", (1, 1, 2, 2, 4))
-    if not isinstance(multipliers, list | tuple) or not all(
-        isinstance(m, int) and not isinstance(m, bool) and m > 0 for m in multipliers or [0]
-    ):
-        raise InputError(
-            f"config.json: vq_config.channel_multiplier is {multipliers!r}",
-            "a list of positive integers",
-        )
     return VQConfig(
         base_channels=vq.integer("base_channels", 128),
-        channel_multipliers=tuple(multipliers),
-        num_res_blocks=vq.integer("num_res_blocks", 2),
+        channel_multipliers=multipliers(vq, "channel_multiplier"),
+        num_res_blocks=vq.integer("num_res_blocks", 2, MOST_LAYERS),
         latent_channels=vq.integer("latent_channels", 256),
         codebook_size=vq.integer("num_embeddings", 16384),
         codebook_dim=vq.integer("embed_dim", 8),
@@ -233,7 +273,7 @@ def to_hf_config(
             "hidden_size": vision.width,
             "num_hidden_layers": vision.depth,
             "num_attention_heads": vision.num_heads,
-            "mlp_ratio": _ratio(vision.mlp_dim, vision.width),
+            "mlp_ratio": size_ratio(vision.mlp_dim, vision.width),
             "layer_norm_eps": vision.layer_norm_eps,
             "hidden_act": "gelu",
             "attention_bias": True,
@@ -264,7 +304,7 @@ def to_hf_config(
     }
 
 
-def _ratio(size: int, width: int) -> float:
+def size_ratio(size: int, width: int) -> float:
     """The number r for which `int(width * r) == size`, whatever the division rounds to."""
     ratio = size / width
     return ratio if int(width * ratio) == size else math.nextafter(ratio, math.inf)
