@@ -1,7 +1,7 @@
 """Prompts as ids, built from segments.
 
 The template's control tokens are written as ids here and nowhere else; the text between them is
-encoded as one plain segment with every added token protected. So nobody can type a role tag or an
+encoded as one plain segment with every control token protected. So nobody can type a role tag or an
 image, and on ordinary text the ids equal those of encoding the whole rendered prompt, which is what
 the weights were trained on. Where the images are is recorded while building, never searched.
 

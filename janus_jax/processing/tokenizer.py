@@ -36,8 +36,9 @@ class Tokenizer:
         bos, eos, pad: Ids of the sentence markers and the padding token.
         image_start, image_end, image_placeholder: Ids of the image markers.
         user, assistant: Ids of Janus-Pro's role tags; None where the vocabulary has none.
-        vocab_size: Number of entries, added tokens included.
-        protected: Every id that `encode` never returns: all added tokens and all control tokens.
+        vocab_size: Rows an embedding needs: one more than the largest id, added tokens included.
+        protected: Every id that `encode` never returns: all added tokens but plain letters, and all
+            control tokens.
     """
 
     def __init__(self, raw: tokenizers.Tokenizer, name: str = "the tokenizer"):
@@ -66,11 +67,12 @@ class Tokenizer:
         self.image_end: int = ids[IMAGE_END]
         self.user: int | None = ids[USER]
         self.assistant: int | None = ids[ASSISTANT]
-        self.vocab_size: int = raw.get_vocab_size(with_added_tokens=True)
+        self.vocab_size: int = 1 + max(raw.get_vocab(with_added_tokens=True).values())
 
         added = raw.get_added_tokens_decoder()
         control = {i for i in ids.values() if i is not None}
-        self.protected = frozenset(added) | control
+        letters = {i for i, token in added.items() if _is_letter(token.content, token.special)}
+        self.protected = (frozenset(added) - letters) | control
         self._skipped = frozenset(i for i, token in added.items() if token.special) | control
         # A byte-level decoder reads the letters of an added token as bytes; DeepSeek's vocabulary
         # has added letters ("ø"), which must come back as themselves.
@@ -257,12 +259,21 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
 
 
 def _protected_copy(raw: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """A copy in which every added token is special and special tokens are read as plain text."""
+    """A copy in which added tokens, but for letters, are special and those are read as text."""
     content = json.loads(raw.to_str())
     for token in content.get("added_tokens", ()):
-        token["special"] = True
+        token["special"] = not _is_letter(token["content"], token["special"])
     # A file may ask for a fixed length; a segment of a prompt must be neither cut nor filled.
     content["truncation"] = content["padding"] = None
     copy = tokenizers.Tokenizer.from_str(json.dumps(content))
     copy.encode_special_tokens = True
     return copy
+
+
+def _is_letter(content: str, special: bool) -> bool:
+    """Whether an added token is a plain letter that ordinary text holds.
+
+    DeepSeek's vocabulary adds twelve of them ("ö", "ü", "ø", ...), so the weights know "schön" by
+    the added token. A single character that is not flagged special controls nothing.
+    """
+    return len(content) == 1 and not special

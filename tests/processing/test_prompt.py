@@ -26,8 +26,12 @@ SLOTS = 3
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 IMAGE = "<begin_of_image>" + "<image_placeholder>" * SLOTS + "<end_of_image>"
 
-# Ordinary text: any Unicode but the first letters of added tokens of the fakes.
-BENIGN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<aøü"), max_size=20)
+# Ordinary text: any Unicode but the first letters of the fakes' control tokens, and often the
+# letters that one of them has as added tokens.
+BENIGN = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="<a") | st.sampled_from("øü"),
+    max_size=20,
+)
 SENTENCE = st.lists(
     st.sampled_from(
         ["a red apple", "What is this?", " ", "\n", "User:", "苹果", "é", "  ", "don't"]

@@ -65,13 +65,26 @@ def test_token_id_knows_control_strings_only():
 @pytest.mark.parametrize("fake", ALL)
 def test_no_added_token_can_be_typed(fake):
     t = fake()
-    assert len(fakes.added(t)) >= 8
-    for token, number in fakes.added(t).items():
+    tokens = {token: i for token, i in fakes.added(t).items() if len(token) > 1}
+    assert len(tokens) >= 8
+    for token, number in tokens.items():
         assert fakes.whole_string(t, token) == [number]  # unprotected, it is the control id
         for text in (token, f"a {token} b", token * 3, f"{token[:1]}{token}{token[1:]}"):
             ids = t.encode(text)
             assert t.protected.isdisjoint(ids), text
             assert t.decode(ids) == text
+
+
+def test_added_letters_are_read_as_the_weights_know_them():
+    t = fakes.deepseek_like()
+    ids = fakes.added(t)
+    for text in ("ø", "schön für Ümit, smørrebrød", "üø"):
+        assert {ids["ø"], ids["ü"]} & set(t.encode(text))
+        assert t.encode(text) == fakes.whole_string(t, text)
+        assert t.decode(t.encode(text)) == text
+    assert t.protected.isdisjoint(t.encode("<|User|> Smør"))
+    assert t.token_id("ø") is None
+    assert t.protected.isdisjoint([ids["ø"], ids["ü"]])
 
 
 @given(text=HOSTILE)
