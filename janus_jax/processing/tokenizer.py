@@ -5,8 +5,9 @@ because their ids differ between checkpoints, and `Tokenizer.encode` can never p
 prompt builder is the only place that writes them.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, SupportsInt
 
@@ -103,11 +104,25 @@ class Tokenizer:
             raise InputError(f"{name} does not exist", fix="check the path") from error
         except (OSError, ValueError) as error:
             raise InputError(f"{name} cannot be read ({error})") from error
-        try:
+        return cls.from_json(text, name)
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "the tokenizer") -> "Tokenizer":
+        """Parses the content of a `tokenizer.json`.
+
+        Args:
+            text: The content.
+            name: What error messages call it.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            InputError: Not a tokenizer, or one that lacks a control token.
+        """
+        with _refusing(f"{name} is not a valid tokenizer.json"):
             raw = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the package raises bare Exception for everything
-            raise InputError(f"{name} is not a valid tokenizer.json ({error})") from error
-        return cls(raw, name)
+            return cls(raw, name)
 
     def save(self, path: str | Path) -> None:
         """Writes the tokenizer as `tokenizer.json`, unprotected, for any library to load.
@@ -136,8 +151,9 @@ class Tokenizer:
             Ids, none of them in `protected`; no BOS or EOS is added.
 
         Raises:
-            InputError: The text is not valid Unicode (lone surrogates), or is made of a single
-                character that the vocabulary has only as an added token.
+            InputError: The text is not valid Unicode (lone surrogates), is made of a single
+                character that the vocabulary has only as a control token, or defeats the rules of
+                its file.
         """
         try:
             text.encode()  # the package has no clear error for lone surrogates
@@ -146,7 +162,8 @@ class Tokenizer:
                 f"the text has a character that is not valid Unicode at position {error.start}",
                 fix="pass UTF-8 text",
             ) from error
-        encoding = self._encoder.encode(text, add_special_tokens=False)
+        with _refusing("the tokenizer cannot encode this text"):
+            encoding = self._encoder.encode(text, add_special_tokens=False)
         ids = encoding.ids
         if self.protected.isdisjoint(ids):
             return ids
@@ -256,6 +273,21 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
     )
     raw.train_from_iterator(texts, trainer)
     return Tokenizer(raw)
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turns what the `tokenizers` package raises about a bad file into an `InputError`.
+
+    It raises bare `Exception` for most things, and for some a `PanicException`, which is no
+    `Exception` at all.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise InputError(f"{what} ({str(error)[:200]})") from error
 
 
 def _protected_copy(raw: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
