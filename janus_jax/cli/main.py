@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from janus_jax.cli import chat, generate, train
+from janus_jax.cli import chat, data, generate, train
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError
 
@@ -44,6 +44,7 @@ def _options(detail: bool) -> type:
             Annotated[generate.Generate, named("generate", generate.Generate)]
             | Annotated[chat.Chat, named("chat", chat.Chat)]
             | Annotated[train.Train, named("train", train.Train)]
+            | Annotated[data.Data, named("data", data.Data)]
         )
         debug: bool = False
 
@@ -98,11 +99,12 @@ def _dispatch(argv: Sequence[str]) -> int:
         # hints of the compiler are no features of this processor. It is harmless, and it would bury
         # our own messages. What truly fails in XLA is raised as well as logged.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if words[:1] == ["train"]:
+    if words[:1] in (["train"], ["data"]):
+        # These parse their own flags, which only the trainer knows.
         from janus_jax.cache import enable_compile_cache
 
         enable_compile_cache()
-        return train.run(words[1:])
+        return (train if words[0] == "train" else data).run(words[1:])
     command = _parse(argv)
     from janus_jax.cache import enable_compile_cache
 
@@ -112,13 +114,13 @@ def _dispatch(argv: Sequence[str]) -> int:
             return generate.run(command) or 0
         case chat.Chat():
             return chat.run(command) or 0
-        case train.Train():
-            # Only `janus-jax train` alone comes here; the trainer explains what it needs.
-            return train.run([])
+        case train.Train() | data.Data():
+            # Only for the list of commands; their arguments were handed on above.
+            return EXIT_FAILED
 
 
-def _parse(argv: list[str]) -> generate.Generate | chat.Chat | train.Train:
-    """Parses everything but `train`; SystemExit(0) after --help, InputError on bad arguments."""
+def _parse(argv: list[str]) -> generate.Generate | chat.Chat | train.Train | data.Data:
+    """Parses everything but `train` and `data`; SystemExit(0) after --help, InputError on bad arguments."""
     top_level = argv[:1] in ([], ["-h"], ["--help"])
     return parse(
         _options(detail=not top_level),

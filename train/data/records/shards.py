@@ -1,0 +1,179 @@
+"""A packed data set on disk.
+
+    generation/00012.array_record     shards, a folder for each kind
+    units/00012.json                  what unit 12 of the input gave; its presence means done
+    manifest.json                     all shards with their counts; its presence means complete
+
+An entry of a shard is `Record.to_bytes`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from janus_jax.errors import InputError
+from janus_jax.manifest import read_json
+from train.data.records.record import KINDS, Kind, Record
+
+FORMAT = "janus-jax-records"
+VERSION = 1
+
+# One entry a group: any record can be read alone, which a global shuffle needs.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+class ShardWriter:
+    """Writes a shard under a name of its own; it takes its place in `publish`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.records = 0
+        self._working = path.with_name(f".{path.name}.writing")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = ArrayRecordWriter(str(self._working), _WRITER_OPTIONS)
+
+    def write(self, record: Record) -> None:
+        """Adds a record."""
+        self._writer.write(record.to_bytes())
+        self.records += 1
+
+    def publish(self) -> dict[str, Any]:
+        """Closes the shard and puts it in place; returns its entry of the manifest."""
+        self._writer.close()
+        self._working.replace(self.path)
+        return {
+            "file": f"{self.path.parent.name}/{self.path.name}",
+            "records": self.records,
+            "bytes": self.path.stat().st_size,
+        }
+
+
+class Shards(Sequence[Record]):
+    """The records of one kind, read by number.
+
+    Args:
+      directory: a packed data set.
+      kind: which records.
+
+    Raises:
+      InputError: a shard is missing or has another number of records than the manifest says.
+    """
+
+    def __init__(self, directory: Path, kind: Kind):
+        entries = read_manifest(directory)["kinds"].get(kind, {"shards": []})["shards"]
+        self._name = str(directory / kind)
+        paths = [directory / entry["file"] for entry in entries]
+        if missing := [p for p in paths if not p.is_file()]:
+            raise InputError(f"shard {str(missing[0])!r} is missing", fix="pack the data again")
+        self._source: Any = ArrayRecordDataSource([str(p) for p in paths]) if paths else ()
+        wanted = sum(entry["records"] for entry in entries)
+        if len(self._source) != wanted:
+            raise InputError(
+                f"{self._name!r} holds {len(self._source)} records, its manifest says {wanted}",
+                fix="pack the data again",
+            )
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._name} has {len(self)} records, not a number {index}")
+        return Record.from_bytes(self._source[index], f"{self._name}[{index}]")
+
+
+@dataclass(frozen=True)
+class RecordSet:
+    """A packed data set.
+
+    Attributes:
+      directory: where it lies.
+      kinds: the records of each kind that has any.
+      manifest: content of manifest.json.
+    """
+
+    directory: Path
+    kinds: dict[Kind, Shards]
+    manifest: dict[str, Any]
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a packed data set.
+
+    Raises:
+      InputError: there is none, or of another version.
+    """
+    path = directory / "manifest.json"
+    if not path.is_file():
+        unfinished = (directory / "pack.json").is_file()
+        raise InputError(
+            f"{str(directory)!r} is no packed data set",
+            fix="run the same janus-jax data command again to finish it"
+            if unfinished
+            else "make it with janus-jax data pack",
+        )
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise InputError(
+            f"{str(path)!r} has format {manifest.get('format')!r} version "
+            f"{manifest.get('version')!r}",
+            f"{FORMAT} version {VERSION}",
+        )
+    return manifest
+
+
+def open_records(directory: str | Path) -> RecordSet:
+    """Opens a packed data set.
+
+    Raises:
+      InputError: not one, or an incomplete one.
+    """
+    path = Path(directory)
+    manifest = read_manifest(path)
+    kinds: dict[Kind, Shards] = {
+        kind: Shards(path, kind) for kind in KINDS if kind in manifest["kinds"]
+    }
+    return RecordSet(path, kinds, manifest)
+
+
+def write_manifest(
+    directory: Path, units: Sequence[dict[str, Any]], **facts: Any
+) -> dict[str, Any]:
+    """Sums the units up and completes the data set."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for unit in units:
+        for kind, shard in unit["shards"].items():
+            entry = kinds.setdefault(kind, {"records": 0, "bytes": 0, "shards": []})
+            entry["records"] += shard["records"]
+            entry["bytes"] += shard["bytes"]
+            entry["shards"].append(shard)
+    reasons: dict[str, int] = {}
+    for unit in units:
+        for broken in unit["broken"]:
+            reasons[broken["reason"]] = reasons.get(broken["reason"], 0) + 1
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        **facts,
+        "kinds": {kind: kinds[kind] for kind in KINDS if kind in kinds},
+        "broken": {"records": sum(reasons.values()), "reasons": dict(sorted(reasons.items()))},
+    }
+    write_atomically(directory / "manifest.json", manifest)
+    return manifest
+
+
+def write_atomically(path: Path, content: Any) -> None:
+    """Writes JSON so that the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    working = path.with_name(f".{path.name}.writing")
+    working.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    working.replace(path)
