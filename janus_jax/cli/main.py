@@ -120,7 +120,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: list[str]) -> generate.Generate | chat.Chat | train.Train | data.Data:
-    """Parses everything but `train` and `data`; SystemExit(0) after --help, InputError on bad arguments."""
+    """Parses what is not handed on; SystemExit(0) after --help, InputError on bad arguments."""
     top_level = argv[:1] in ([], ["-h"], ["--help"])
     return parse(
         _options(detail=not top_level),
