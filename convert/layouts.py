@@ -43,7 +43,7 @@ _MARKS = (
 # Components, which are converted on their own.
 _PARTS = (
     ("llm", ("model.layers.", "model.embed_tokens.")),
-    ("vision", ("vision_model.encoder.", "vision_model.embeddings.")),
+    ("vision", ("vision_model.encoder.", "vision_model.embeddings.", "encoder.layers.")),
     ("vq", ("quantize.", "quant_conv.", "post_quant_conv.")),
 )
 

@@ -2,7 +2,7 @@
 
 from convert.keys.deepseek import DEEPSEEK
 from convert.keys.hf import HF, HF_OLDER
-from convert.keys.parts import LLAMA, LLAMA_TIED, SIGLIP, VQ16
+from convert.keys.parts import LLAMA, LLAMA_TIED, SIGLIP, SIGLIP_ALONE, VQ16
 from convert.keys.table import Row, Table
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "LLAMA",
     "LLAMA_TIED",
     "SIGLIP",
+    "SIGLIP_ALONE",
     "VQ16",
     "Row",
     "Table",

@@ -33,8 +33,11 @@ SIGLIP = Table(
         "logit_bias",
     ),
 )
-"""transformers' `SiglipVisionModel`, or the vision tower of a whole `SiglipModel`: the pooling
-head, the text tower and the contrastive scale stay behind."""
+"""The vision tower of transformers' `SiglipModel`, and `SiglipVisionModel` before release 5: the
+pooling head, the text tower and the contrastive scale stay behind."""
+
+SIGLIP_ALONE = SIGLIP.without_prefix("siglip, alone", "vision_model.")
+"""transformers' `SiglipVisionModel` as release 5 writes it."""
 
 VQ16 = Table("vq-16", tuple(vq("", VQ_NAMES)), drops=("quantize.codebook_used",))
 """LlamaGen's VQ tokenizer."""
