@@ -10,11 +10,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from janus_jax.cli import chat, data, generate, train
+from janus_jax.cli import chat, data, doctor, generate, train
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError
 
@@ -45,6 +45,7 @@ def _options(detail: bool) -> type:
             | Annotated[chat.Chat, named("chat", chat.Chat)]
             | Annotated[train.Train, named("train", train.Train)]
             | Annotated[data.Data, named("data", data.Data)]
+            | Annotated[doctor.Doctor, named("doctor", doctor.Doctor)]
         )
         debug: bool = False
 
@@ -114,12 +115,13 @@ def _dispatch(argv: Sequence[str]) -> int:
             return generate.run(command) or 0
         case chat.Chat():
             return chat.run(command) or 0
-        case train.Train() | data.Data():
-            # Only for the list of commands; their arguments were handed on above.
-            return EXIT_FAILED
+        case doctor.Doctor():
+            return doctor.run(command)
+    # `train` and `data` stand among the subcommands only to be listed: they were handed on above.
+    raise AssertionError(command)
 
 
-def _parse(argv: list[str]) -> generate.Generate | chat.Chat | train.Train | data.Data:
+def _parse(argv: list[str]) -> Any:
     """Parses what is not handed on; SystemExit(0) after --help, InputError on bad arguments."""
     top_level = argv[:1] in ([], ["-h"], ["--help"])
     return parse(
