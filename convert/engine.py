@@ -138,7 +138,9 @@ class Plan:
         for key, group in self._tensors().items():
             arrays = [e.transform.to_theirs(np.asarray(ours[e.ours])) for e in group]
             if len(group) > 1:
-                yield key, np.concatenate(arrays)
+                # Without `out` the result of transposed arrays would be transposed in memory too.
+                fused = np.empty(_tensor_shape(group), arrays[0].dtype)
+                yield key, np.concatenate(arrays, out=fused)
             else:
                 yield key, np.ascontiguousarray(arrays[0]).reshape(group[0].their_shape)
 

@@ -138,6 +138,8 @@ def llama_from_hf(fields: Mapping[str, Any], *, section: str = "language_config"
     if text.fields.get("rope_scaling") is not None:
         raise InputError(f"config.json: {section}.rope_scaling is set", "null")
     width, heads = text.integer("hidden_size", 4096), text.integer("num_attention_heads", 32)
+    if text.fields.get("head_dim") is None and width % heads:
+        raise text.refuse("num_attention_heads", heads, f"a divisor of hidden_size ({width})")
     return LlamaConfig(
         vocab_size=text.integer("vocab_size", 32000),
         width=width,

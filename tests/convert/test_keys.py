@@ -1,4 +1,4 @@
-"""The HF table covers every parameter of every named model, and every tensor transformers has."""
+"""The tables cover every parameter of every named model, and every tensor the peers have."""
 
 import functools
 import re
@@ -9,7 +9,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from convert.engine import Plan, plan_export, plan_import, shapes_of
-from convert.keys import HF
+from convert.keys import DEEPSEEK, HF, HF_OLDER, Table
 from janus_jax import functional
 from janus_jax.config import NAMED, get_config
 from janus_jax.hf_config import to_hf_config
@@ -35,17 +35,52 @@ def test_every_parameter_and_every_tensor_is_used_once(plan: Plan):
     assert plan.dropped == ()
 
 
-def test_every_row_is_used_by_the_published_model():
-    plan = plan_export(HF, our_shapes("janus-pro-1b"), our_shapes("janus-pro-1b"))
+WHOLE = pytest.mark.parametrize("table", [HF, HF_OLDER, DEEPSEEK], ids=lambda table: table.name)
+
+
+@WHOLE
+def test_every_row_is_used_by_the_published_model(table: Table):
+    plan = plan_export(table, our_shapes("janus-pro-1b"), our_shapes("janus-pro-1b"))
     patterns = {re.sub(r"/[0-9]+(?=/)", "/#", entry.ours) for entry in plan.entries}
-    rows = {re.sub(r"\{\w+\}", "#", row.ours) for row in HF.rows}
+    rows = {re.sub(r"\{\w+\}", "#", row.ours) for row in table.rows}
     assert patterns == rows
 
 
-def test_no_two_rows_share_a_side():
-    for side in ("ours", "theirs"):
-        names = [getattr(row, side) for row in HF.rows]
-        assert len(set(names)) == len(names)
+@WHOLE
+def test_no_two_rows_share_a_side(table: Table):
+    ours = [row.ours for row in table.rows]
+    theirs = [(row.theirs, row.slice) for row in table.rows]
+    assert len(set(ours)) == len(ours) and len(set(theirs)) == len(theirs)
+
+
+def test_every_tensor_of_deepseeks_published_models_has_its_place():
+    """Counts of the published state dicts' tensors that are kept, by part."""
+    for name, llm_layers in (("janus-pro-1b", 24), ("janus-pro-7b", 30)):
+        specs = plan_export(DEEPSEEK, our_shapes(name), our_shapes(name)).their_specs
+        llm = [key for key in specs if key.startswith("language_model.")]
+        tower = [key for key in specs if key.startswith("vision_model.vision_tower.")]
+        assert len(llm) == 9 * llm_layers + 3
+        assert len(tower) == 12 * 24 + 5
+        assert specs["vision_model.vision_tower.blocks.23.attn.qkv.weight"] == (3072, 1024)
+        assert specs["vision_model.vision_tower.blocks.0.attn.qkv.bias"] == (3072,)
+        assert specs["vision_model.vision_tower.pos_embed"] == (1, 576, 1024)
+
+
+@pytest.mark.parametrize(
+    ("key", "dropped"),
+    [
+        ("vision_model.vision_tower.attn_pool.mlp.fc1.weight", True),
+        ("vision_model.vision_tower.attn_pool.latent", True),
+        ("gen_vision_model.quantize.codebook_used", True),
+        ("language_model.model.layers.3.self_attn.rotary_emb.inv_freq", True),
+        ("vision_model.vision_tower.attn_pool.", False),
+        ("x.vision_model.vision_tower.attn_pool.latent", False),
+        ("gen_vision_model.quantize.codebook_used.more", False),
+        ("language_model.model.layers.x.self_attn.rotary_emb.inv_freq", False),
+    ],
+)
+def test_what_deepseeks_table_drops(key: str, dropped: bool):
+    assert DEEPSEEK.drops_key(key) is dropped
 
 
 @pytest.mark.parametrize(
