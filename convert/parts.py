@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,10 +37,11 @@ from janus_jax.nn.layers import ShapesOnly
 
 Kind = Literal["llm", "vision", "vq"]
 PartConfig = LlamaConfig | SiglipConfig | VQConfig
+C = TypeVar("C", bound=PartConfig, covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Part(Generic[C]):
     """A component that has been checked and not yet read.
 
     Attributes:
@@ -51,7 +52,7 @@ class Part:
     """
 
     kind: Kind
-    config: PartConfig
+    config: C
     plan: Plan
     tensors: Mapping[str, Any]
 
@@ -60,7 +61,7 @@ class Part:
         return self.plan.read(self.tensors)
 
 
-def plan_part(kind: str, source: str | Path) -> Part:
+def plan_part(kind: str, source: str | Path) -> Part[PartConfig]:
     """Checks a published component.
 
     Args:
@@ -73,14 +74,13 @@ def plan_part(kind: str, source: str | Path) -> Part:
       InputError: no such kind, or files that are missing, damaged or of another architecture.
       MappingError: keys or shapes that do not fit; all of them.
     """
-    source = Path(source)
     match kind:
         case "llm":
-            return _llm(source)
+            return plan_llm(source)
         case "vision":
-            return _vision(source)
+            return plan_vision(source)
         case "vq":
-            return _vq(source)
+            return plan_vq(source)
     raise InputError(f"there is no part {kind!r}", ", ".join(get_args(Kind)))
 
 
@@ -97,13 +97,15 @@ def part_shapes(kind: Kind, config: PartConfig) -> dict[str, Shape]:
     return {f"{kind}/{path}": shape for path, shape in shapes.items()}
 
 
-def _part(kind: Kind, config: PartConfig, count: int, table: Table, tensors: Any) -> Part:
+def _part(kind: Kind, config: C, count: int, table: Table, tensors: Any) -> Part[C]:
     shapes = shapes_of(tensors)
     check_size(count, table, shapes)
     return Part(kind, config, plan_import(table, part_shapes(kind, config), shapes), tensors)
 
 
-def _llm(directory: Path) -> Part:
+def plan_llm(source: str | Path) -> Part[LlamaConfig]:
+    """`plan_part("llm", source)`."""
+    directory = Path(source)
     data = read_object(directory / "config.json")
     _check_type(directory, data, "llama")
     tied = data.get("tie_word_embeddings", False)
@@ -116,7 +118,9 @@ def _llm(directory: Path) -> Part:
     return _part("llm", config, count, LLAMA_TIED if tied else LLAMA, tensors)
 
 
-def _vision(directory: Path) -> Part:
+def plan_vision(source: str | Path) -> Part[SiglipConfig]:
+    """`plan_part("vision", source)`."""
+    directory = Path(source)
     data = read_object(directory / "config.json")
     _check_type(directory, data, "siglip_vision_model", "siglip")
     fields = data.get("vision_config", {}) if data["model_type"] == "siglip" else data
@@ -140,7 +144,9 @@ def _vision(directory: Path) -> Part:
     return _part("vision", config, siglip_count(config), table, tensors)
 
 
-def _vq(file: Path) -> Part:
+def plan_vq(source: str | Path) -> Part[VQConfig]:
+    """`plan_part("vq", source)`."""
+    file = Path(source)
     if file.suffix == ".safetensors":
         tensors = open_safetensors(file)
     else:

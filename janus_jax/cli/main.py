@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from janus_jax.cli import chat, data, doctor, generate, train
+from janus_jax.cli import assemble, chat, data, doctor, generate, train
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError
 
@@ -45,6 +45,7 @@ def _options(detail: bool) -> type:
             | Annotated[chat.Chat, named("chat", chat.Chat)]
             | Annotated[train.Train, named("train", train.Train)]
             | Annotated[data.Data, named("data", data.Data)]
+            | Annotated[assemble.Assemble, named("assemble", assemble.Assemble)]
             | Annotated[doctor.Doctor, named("doctor", doctor.Doctor)]
         )
         debug: bool = False
@@ -115,6 +116,8 @@ def _dispatch(argv: Sequence[str]) -> int:
             return generate.run(command) or 0
         case chat.Chat():
             return chat.run(command) or 0
+        case assemble.Assemble():
+            return assemble.run(command)
         case doctor.Doctor():
             return doctor.run(command)
     # `train` and `data` stand among the subcommands only to be listed: they were handed on above.

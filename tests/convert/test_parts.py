@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ from janus_jax.models.llama import Llama
 from janus_jax.models.siglip import Siglip
 from janus_jax.nn.layers import ShapesOnly
 
-LLAMA = dict(
+LLAMA: dict[str, Any] = dict(
     vocab_size=99,
     hidden_size=32,
     intermediate_size=48,
@@ -31,7 +32,7 @@ LLAMA = dict(
     max_position_embeddings=64,
     rope_theta=5e4,
 )
-SIGLIP = dict(
+SIGLIP: dict[str, Any] = dict(
     hidden_size=32,
     intermediate_size=48,
     num_hidden_layers=2,
@@ -51,9 +52,9 @@ def randomised(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def built(part: Part, module: type[nnx.Module]):
+def built(part: Part, module: Any) -> Any:
     """Our module with the part's weights."""
-    kwargs = dict(dtype=jnp.float32, param_dtype=jnp.float32)
+    kwargs: dict[str, Any] = dict(dtype=jnp.float32, param_dtype=jnp.float32)
     graphdef, abstract = nnx.split(module(ShapesOnly(), part.config, **kwargs))
     flat = {path.partition("/")[2]: jnp.asarray(array) for path, array in part.read()}
     return nnx.merge(graphdef, unflatten_params(abstract, flat))
