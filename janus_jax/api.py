@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from janus_jax.checkpoint import LoadedModel, load_model, save_model
@@ -60,17 +61,21 @@ class Janus:
         return np.dtype(flat_params(self.params)["llm/embed/embedding"].dtype)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, dtype: Any = None) -> Janus:
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, dtype: Any = None, mesh: Mesh | None = None
+    ) -> Janus:
         """Loads a model.
 
         Args:
           name_or_path: `emoji` (shipped), `debug` (random weights), or a model directory.
           dtype: `float32` or `bfloat16`; by default float32 on the CPU, bfloat16 elsewhere.
+          mesh: spreads the model over devices (`janus_jax.sharding.make_mesh`); each reads its own
+            part of the files only. None: the default device.
 
         Raises:
           InputError: no such model, or a damaged one.
         """
-        return cls(load_model(name_or_path, dtype=dtype))
+        return cls(load_model(name_or_path, dtype=dtype, mesh=mesh))
 
     def generate_codes(
         self,

@@ -17,16 +17,16 @@ FORMAT = "janus-jax-manifest"
 VERSION = 1
 
 
-def describe(array: np.ndarray) -> dict[str, Any]:
+def entry(shape: tuple[int, ...], dtype: np.dtype, digest: str) -> dict[str, Any]:
     """The manifest's entry of one tensor: `shape`, `dtype` and `sha256`."""
-    return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": sha256(array)}
+    return {"shape": list(shape), "dtype": dtype.name, "sha256": digest}
 
 
 def new_manifest(tensors: dict[str, dict[str, Any]], *, source: str) -> dict[str, Any]:
     """The content of manifest.json.
 
     Args:
-      tensors: entries as `describe` makes them, by parameter path.
+      tensors: entries as `entry` makes them, by parameter path.
       source: where the weights come from.
 
     Returns:

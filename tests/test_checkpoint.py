@@ -9,10 +9,11 @@ import pytest
 from flax import nnx
 
 from janus_jax import functional, sharding
-from janus_jax.checkpoint import load_model, restore_params, save_model, save_params
+from janus_jax.checkpoint import load_model, save_model
 from janus_jax.config import DEBUG, EMOJI
 from janus_jax.errors import InputError
 from janus_jax.locate import find_model
+from janus_jax.params_io import restore_params, save_params
 from tests.debug_model import CARD, processor, random_params
 from tests.processing.fakes import emoji_like
 

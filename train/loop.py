@@ -17,9 +17,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from janus_jax.checkpoint import restore_params, save_params
 from janus_jax.errors import InputError
 from janus_jax.functional import abstract, flat_params
+from janus_jax.params_io import restore_params, save_params
 from train import rundir
 from train.checkpoints import Checkpoints
 from train.config import PARTS, TrainConfig

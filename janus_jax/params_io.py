@@ -1,0 +1,337 @@
+"""Parameters on disk: Orbax checkpoints, written tensor by tensor and read by any mesh.
+
+Orbax keeps a whole tree in memory, several times over, while it saves. Here every leaf is a
+`LazyTensor`, and one handler writes them in turn, in blocks: the memory needed is a few blocks,
+whatever the model. What comes out is an ordinary Orbax PyTree checkpoint.
+
+Tensors are stored in chunks of about 4 MB, so that a device of a mesh reads little more than its
+own part. A small model, which may be shipped, is compressed by about a fifth; a large one is not,
+so that a conversion runs as fast as the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from janus_jax.errors import InputError
+from janus_jax.functional import Params, flat_params
+from janus_jax.manifest import entry, sha256
+
+CHUNK_BYTES = 2**22
+_COMPRESS_BELOW_BYTES = 2**28
+_BLOCK_BYTES = 2**26
+_BYTES_IN_FLIGHT = 2**28
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class LazyTensor:
+    """A tensor that is read when its turn comes.
+
+    Attributes:
+      shape: its shape.
+      dtype: the dtype to store it in.
+      read: gives the whole array, of this shape and any dtype. Where it is large it should be a
+        view of memory-mapped data, transposed or not: only blocks of it are ever copied.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored."""
+        return self.size * self.dtype.itemsize
+
+
+class _StreamHandler(ocp.type_handlers.NumpyHandler):
+    """Writes `LazyTensor`s as Orbax writes NumPy arrays, but one at a time and in blocks."""
+
+    def __init__(self, progress: Progress | None):
+        super().__init__(deepcopy_host_arrays=False)
+        self.digests: dict[str, str] = {}
+        self._progress = progress
+        self._turn = asyncio.Lock()
+        self._writing: deque[tuple[Any, int]] = deque()
+        self._error: Exception | None = None
+
+    async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
+        # Orbax passes no name to the writer of one array, and the digest needs one.
+        self._names = {id(value): info.name for value, info in zip(values, infos, strict=True)}
+        await super()._background_serialize(values, infos, args)
+        if self._error is None:
+            await self._settle(0)
+        else:
+            raise self._error
+
+    async def _settle(self, limit: int) -> None:
+        """Waits until at most `limit` bytes are being written."""
+        while sum(size for _, size in self._writing) > limit:
+            write, _ = self._writing.popleft()
+            await write
+
+    async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: Any) -> None:
+        # All are opened at once and written in turn. Every write that is waited for alone becomes a
+        # version of the database with an index of its own: a small model took twice its size.
+        store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+        async with self._turn:
+            # Orbax would leave those that wait here behind when one fails, so all are seen off.
+            if self._error is None:
+                try:
+                    await self._write(self._names[id(value)], value, store)
+                except Exception as error:
+                    self._error = error
+
+    async def _write(self, name: str, value: LazyTensor, store: Any) -> None:
+        array = value.read()
+        if array.shape != value.shape:
+            raise ValueError(f"{name} is {array.shape}, not {value.shape}")
+        digest = hashlib.sha256()
+
+        def block(rows: slice | None) -> np.ndarray:
+            part = np.array(array if rows is None else array[rows], value.dtype, order="C")
+            digest.update(part.reshape(-1).view(np.uint8).data)
+            return part
+
+        for rows in _row_blocks(value, store.chunk_layout.write_chunk.shape):
+            part = await asyncio.to_thread(block, rows)
+            target = store if rows is None else store[rows]
+            write = target.write(part, can_reference_source_data_indefinitely=True)
+            self._writing.append((write, part.nbytes))
+            await self._settle(_BYTES_IN_FLIGHT)
+            if self._progress is not None:
+                self._progress(part.nbytes)
+        self.digests[name] = digest.hexdigest()
+
+
+def _row_blocks(value: LazyTensor, chunk: Any) -> list[slice | None]:
+    """Cuts the first axis into blocks of whole chunks, so that no chunk is written twice."""
+    if not value.shape:
+        return [None]
+    row_bytes = max(value.nbytes // value.shape[0], 1)
+    step = chunk[0] if chunk else 1
+    rows = max(_BLOCK_BYTES // row_bytes // step, 1) * step
+    return [slice(i, min(i + rows, value.shape[0])) for i in range(0, value.shape[0], rows)]
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, LazyTensor], *, progress: Progress | None = None
+) -> dict[str, dict[str, Any]]:
+    """Writes parameters as an Orbax checkpoint that appears whole, in a bounded amount of memory.
+
+    Args:
+      path: directory to write; one that is there is replaced.
+      tensors: by parameter path (`llm/norm/scale`).
+      progress: called with the bytes of each block that was written.
+
+    Returns:
+      For each parameter path its `shape`, `dtype` and `sha256` (of the little-endian bytes in
+      row-major order), as the manifest has them.
+
+    Raises:
+      InputError: the directory cannot be written.
+    """
+    target = Path(path).absolute()
+    stream = _StreamHandler(progress)
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=True,
+        use_zarr3=True,
+        use_compression=sum(t.nbytes for t in tensors.values()) < _COMPRESS_BELOW_BYTES,
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+            (LazyTensor, stream),
+            # Not used, but Orbax warns where it is missing.
+            (jax.Array, ocp.type_handlers.ArrayHandler()),
+        ),
+    )
+    chunks = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(
+                target,
+                args=ocp.args.PyTreeSave(
+                    nested(tensors), save_args=nested(dict.fromkeys(tensors, chunks))
+                ),
+                force=True,
+            )
+        # Orbax writes this machine's path into its marker, of which only the presence counts; a
+        # directory that is handed on should not tell where it was made.
+        marker = target / "commit_success.txt"
+        if marker.exists():
+            marker.write_text("committed\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{str(target)!r} cannot be written ({error})", fix="choose another directory"
+        ) from error
+    digests = {name.replace(".", "/"): digest for name, digest in stream.digests.items()}
+    return {
+        name: entry(tensor.shape, tensor.dtype, digests[name]) for name, tensor in tensors.items()
+    }
+
+
+def save_params(path: str | Path, params: Any, *, dtype: Any = None) -> dict[str, dict[str, Any]]:
+    """Writes parameters, or any subtree of them, as `save_tensors` does.
+
+    Args:
+      path: directory to write; one that is there is replaced.
+      params: `nnx.State` of arrays.
+      dtype: storage dtype; None keeps each array's own.
+
+    Returns:
+      See `save_tensors`.
+
+    Raises:
+      InputError: the directory cannot be written.
+    """
+
+    def lazy(leaf: Any) -> LazyTensor:
+        stored = np.dtype(leaf.dtype if dtype is None else dtype)
+        return LazyTensor(tuple(leaf.shape), stored, lambda: np.asarray(leaf))
+
+    return save_tensors(path, {name: lazy(leaf) for name, leaf in flat_params(params).items()})
+
+
+def restore_params(
+    path: str | Path,
+    abstract_params: Params,
+    shardings: Any = None,
+    *,
+    manifest: dict[str, Any] | None = None,
+) -> Params:
+    """Reads what `save_params` wrote.
+
+    Args:
+      path: the checkpoint directory.
+      abstract_params: `nnx.State` of `jax.ShapeDtypeStruct` or arrays: the wanted shapes, and the
+        dtypes to cast to.
+      shardings: a tree like `abstract_params` with a sharding for each array; by default
+        everything goes to the default device. The mesh need not be the one it was saved from.
+      manifest: tensors as `save_params` returned them, to check the bytes against; only without
+        `shardings`.
+
+    Returns:
+      Parameters like `abstract_params`.
+
+    Raises:
+      InputError: the directory is missing or damaged, or holds other parameters; lists them.
+    """
+    source = Path(path).absolute()
+    wanted = flat_params(abstract_params)
+    if not source.is_dir():
+        raise InputError(f"parameters {str(source)!r} do not exist", fix="check the path")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        try:
+            saved = _flat(checkpointer.metadata(source).item_metadata.tree)
+        except Exception as error:  # Orbax raises whatever its parsers do
+            raise _damaged(source, error) from error
+        check_structure(source, {k: tuple(v.shape) for k, v in saved.items()}, wanted)
+        targets = None if shardings is None else flat_params(shardings)
+        how = {
+            key: ocp.RestoreArgs(restore_type=np.ndarray)
+            if targets is None
+            else ocp.ArrayRestoreArgs(
+                sharding=targets[key], dtype=leaf.dtype, global_shape=tuple(leaf.shape)
+            )
+            for key, leaf in wanted.items()
+        }
+        try:
+            restored = checkpointer.restore(
+                source,
+                args=ocp.args.PyTreeRestore(nested(wanted), restore_args=nested(how)),
+            )
+        except Exception as error:
+            raise _damaged(source, error) from error
+    arrays = _flat(restored)
+    if targets is None:
+        for key, found in (manifest or {}).items():
+            if found["sha256"] != sha256(arrays[key]):
+                raise InputError(
+                    f"{str(source)!r} is damaged: {key} does not match its sha256 in manifest.json",
+                    fix="copy or convert the model again",
+                )
+        # Cast on the host and moved in one call: hundreds of tiny device programs would cost more
+        # than everything else at start.
+        arrays = {k: v.astype(wanted[k].dtype, copy=False) for k, v in arrays.items()}
+        arrays = jax.device_put(arrays)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: arrays[_path_name(path)], abstract_params
+    )
+
+
+def _path_name(path: tuple[Any, ...]) -> str:
+    """`llm/norm/scale` of a leaf's path; a parameter's own `value` step is left out."""
+    return "/".join(str(p.key) for p in path if isinstance(p, jax.tree_util.DictKey))
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a/b": leaf}` as `{"a": {"b": leaf}}`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def check_structure(path: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, Any]) -> None:
+    """Refuses missing, unexpected and wrongly shaped parameters, by name.
+
+    Args:
+      path: where they were found, for the message.
+      found: shape of each parameter there is.
+      wanted: arrays, or abstract ones, of the architecture.
+
+    Raises:
+      InputError: with the first six that differ.
+    """
+    wrong = [f"{k} missing" for k in wanted if k not in found]
+    wrong += [f"{k} unexpected" for k in found if k not in wanted]
+    wrong += [
+        f"{k} is {found[k]} instead of {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in found and found[k] != tuple(v.shape)
+    ]
+    if wrong:
+        shown = ", ".join(wrong[:6]) + (f" and {len(wrong) - 6} more" if len(wrong) > 6 else "")
+        raise InputError(
+            f"{str(path)!r}: the parameters are not those of the architecture: {shown}",
+            fix="use the config.json that the parameters were saved with",
+        )
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(
+        f"parameters {str(path)!r} cannot be read ({reason[:200]})",
+        fix="copy or convert the model again",
+    )
