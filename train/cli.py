@@ -24,7 +24,7 @@ A run lives in DIR (default runs/PRESET); it is stopped by SIGTERM or Ctrl-C, wh
 and exits with status 75, and goes on with --resume.
 
 recipes (all their runs in order, each in its own folder below DIR; goes on by itself):
-  emoji          the shipped model, under two hours on 2 cores
+  emoji          the shipped model, about two hours on 2 cores
 
 presets:
 {presets}
