@@ -86,8 +86,8 @@ class TrainConfig:
       objective: what is optimised: `vq` (a tokenizer), `contrastive` (SigLIP with a text tower that
         is thrown away), `janus` (text and image tokens).
       trainable: parts that are trained; the others get no gradient and no optimizer state.
-      init: for each part that does not start from random weights, the run (a directory under the
-        parent of the run directory, or a path) that it comes from: `part=run`.
+      init: for each part that does not start from random weights, the run or the model directory
+        (beside the run directory, or an absolute path) that it comes from: `part=run`.
       steps: optimizer steps.
       batch_size: samples a step (of all kinds together).
       mixture: ratio of the kinds (objective `janus`).

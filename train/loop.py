@@ -19,6 +19,7 @@ from flax import nnx
 
 from janus_jax.errors import InputError
 from janus_jax.functional import abstract, flat_params
+from janus_jax.locate import is_model
 from janus_jax.params_io import restore_params, save_params
 from train import rundir
 from train.checkpoints import Checkpoints
@@ -179,7 +180,7 @@ def trained_children(config: TrainConfig) -> tuple[str, ...]:
 
 
 def initial_parts(task: Task, config: TrainConfig, run_dir: Path) -> dict[str, nnx.State]:
-    """Parts that come from earlier runs.
+    """Parts that come from earlier runs, or from model directories.
 
     Args:
       task: the task.
@@ -199,12 +200,15 @@ def initial_parts(task: Task, config: TrainConfig, run_dir: Path) -> dict[str, n
     loaded: dict[str, nnx.State] = {}
     for name, parts in sources.items():
         directory = run_dir.parent / name
-        if not rundir.is_finished(directory):
+        if is_model(directory):
+            have = list(PARTS)
+        elif rundir.is_finished(directory):
+            have = rundir.read_json(directory / "done").get("parts", [])
+        else:
             raise InputError(
-                f"--init {parts[0]}={name}: {directory} holds no finished run",
-                fix=f"train {name} first, or name another run",
+                f"--init {parts[0]}={name}: {directory} holds no finished run and no model",
+                fix=f"train {name} first, or name another run or a model directory",
             )
-        have = rundir.read_json(directory / "done").get("parts", [])
         missing = sorted(set(parts) - set(have))
         if missing:
             raise InputError(f"--init {missing[0]}={name}: that run has only {', '.join(have)}")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from janus_jax.errors import InputError
+from janus_jax.functional import flat_params
 from tests.train.runs import checkpoint, metrics, params, tiny
 from train import loop, rundir
 from train.cli import run_recipe
@@ -177,7 +178,7 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path):
 @pytest.mark.parametrize(
     ("init", "named"),
     [
-        (("llm=never-made",), "holds no finished run"),
+        (("llm=never-made",), "holds no finished run and no model"),
         (("llm=run", "vision=run"), "--init vision=run: that run has only llm"),
     ],
 )
@@ -186,6 +187,18 @@ def test_missing_initial_parts_are_named_before_anything_is_made(monkeypatch, wh
     config = dataclasses.replace(CONFIG, name="next", init=init)
     with pytest.raises(InputError, match=named):
         run(config, whole.parent / "next", resume=False, overwrite=True)
+
+
+def test_stage_1_starts_from_a_model_directory(debug_dir, debug_model, tmp_path):
+    """As `janus-jax assemble` writes one: what is trained is new, the rest is kept to the bit."""
+    init = tuple(f"{part}={debug_dir}" for part in ("llm", "vision", "vq"))
+    config = tiny("emoji-stage1", steps=1, preview_every=0, init=init)
+    assert run(config, tmp_path / "run", resume=False, overwrite=False) == 0
+    found, given = params(tmp_path / "run"), flat_params(debug_model.params)
+    assert found.keys() == given.keys()
+    for path, array in found.items():
+        kept = path.split("/")[0] in ("llm", "vision", "vq")
+        assert np.array_equal(array, given[path]) == kept, path
 
 
 def test_a_recipe_made_before_is_skipped_run_by_run(monkeypatch, recipe, capsys):
