@@ -93,7 +93,8 @@ def assemble(
 ) -> Assembled:
     """Writes a model directory from three components; it appears whole or not at all.
 
-    The components are mapped, not loaded, but the result is in memory once while it is written.
+    The components are mapped, not loaded: only what is new, and the two tables of the vocabulary,
+    are in memory.
 
     Args:
       destination: a new or empty directory, or a model directory to replace.

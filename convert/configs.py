@@ -15,10 +15,18 @@ from convert.jsonfile import read_object, write_object
 from convert.keys.table import Table
 from convert.layouts import Layout
 from convert.transforms import Shape
-from janus_jax.config import NAMED, JanusConfig
+from janus_jax.config import (
+    DEBUG,
+    EMOJI,
+    JANUS_1_3B,
+    JANUS_PRO_1B,
+    JANUS_PRO_7B,
+    JanusConfig,
+)
 from janus_jax.errors import InputError
 from janus_jax.functional import abstract, flat_params
 from janus_jax.hf_config import from_hf_config, to_hf_config
+from janus_jax.processing.prompt import JANUS, Roles
 from janus_jax.processing.tokenizer import Tokenizer
 
 
@@ -31,7 +39,7 @@ def read_config(directory: Path, layout: Layout) -> JanusConfig:
 
     Returns:
       The architecture, under its published name where it has one (`janus-pro-1b` for Janus-1.3B
-      too, whose sizes are the same).
+      too, whose sizes are the same; see `named`).
 
     Raises:
       InputError: missing, malformed, or nothing this package computes; names section and key.
@@ -41,12 +49,18 @@ def read_config(directory: Path, layout: Layout) -> JanusConfig:
     return named(read(data))
 
 
-def named(config: JanusConfig) -> JanusConfig:
-    """The same architecture under its published name, or under its own where it has none."""
-    known = [NAMED["janus-pro-1b"], NAMED["janus-pro-7b"], NAMED["emoji"], NAMED["debug"]]
-    for other in known:
-        if dataclasses.replace(config, name=other.name) == other:
-            return other
+def named(config: JanusConfig, roles: Roles | None = None) -> JanusConfig:
+    """The same architecture under its published name, or under its own where it has none.
+
+    Args:
+      config: the architecture.
+      roles: how its prompts name the speakers, where that is known: Janus-1.3B and Janus-Pro-1B
+        have the same sizes and differ in it.
+    """
+    one_b = JANUS_1_3B if roles == JANUS else JANUS_PRO_1B
+    for known in (one_b, JANUS_PRO_7B, EMOJI, DEBUG):
+        if dataclasses.replace(config, name=known.name) == known:
+            return known
     return config
 
 

@@ -75,7 +75,8 @@ def extend_vocabulary(path: Path, model: Mapping[str, Any], vocab_size: int) -> 
     lacking = [token for token in CONTROL_TOKENS if raw.token_to_id(token) is None]
     raw.add_special_tokens([AddedToken(token, normalized=False) for token in lacking])
     tokenizer = Tokenizer(raw, name)
-    added = {token: int(raw.token_to_id(token)) for token in lacking}
+    words = raw.get_vocab(with_added_tokens=True)
+    added = {token: words[token] for token in lacking}
     size = max(vocab_size, tokenizer.vocab_size)
     if size > vocab_size:
         size += -size % ROWS_MULTIPLE
@@ -137,7 +138,7 @@ def _statistics(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _first_id(value: Any, known: int) -> int | None:
     """An id of a config, which may be a list of ids; None where it is no id of the tokenizer."""
-    if isinstance(value, list) and value:
-        value = value[0]
-    valid = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < known
-    return value if valid else None
+    first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, int) and not isinstance(first, bool) and 0 <= first < known:
+        return first
+    return None

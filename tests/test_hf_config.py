@@ -87,6 +87,15 @@ def changed(section: str, key: str, value) -> dict:
         ("text_config", "vocab_size", "2048"),
         ("text_config", "hidden_size", 0),
         ("text_config", "num_hidden_layers", True),
+        ("text_config", "num_hidden_layers", 10**9),
+        ("text_config", "hidden_size", 10**12),
+        ("text_config", "rope_parameters", {"rope_type": "default", "rope_theta": float("inf")}),
+        ("vision_config", "mlp_ratio", 1e300),
+        ("vision_config", "mlp_ratio", float("inf")),
+        ("vision_config", "num_hidden_layers", -24),
+        ("vq_config", "num_res_blocks", 10**9),
+        ("vq_config", "channel_multiplier", [1] * 1000),
+        ("vq_config", "channel_multiplier", [10**9]),
         ("text_config", "rms_norm_eps", 0),
         ("text_config", "rms_norm_eps", float("nan")),
         ("vision_config", "hidden_act", "gelu_pytorch_tanh"),
@@ -109,6 +118,17 @@ def test_what_we_do_not_compute_is_refused_by_name(section: str, key: str, value
         from_hf_config(changed(section, key, value))
     assert section in str(info.value) and key in str(info.value)
     assert info.value.allowed
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(InputError, match="num_attention_heads is 33; allowed: a divisor"):
+        llama_from_hf({"num_attention_heads": 33})
+    assert llama_from_hf({"num_attention_heads": 33, "head_dim": 128}).num_heads == 33
+
+
+def test_a_number_too_long_to_print_is_refused():
+    with pytest.raises(InputError, match=r"text_config\.vocab_size is a number of thousands"):
+        from_hf_config(changed("text_config", "vocab_size", 1 << 20_000))
 
 
 def test_sizes_that_fit_no_model_are_refused():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from convert.configs import config_content, plan_whole, read_config, write_config
+from convert.configs import config_content, named, plan_whole, read_config, write_config
 from convert.counts import parameter_count
 from convert.deepseek_config import from_deepseek_config, reference_builds, to_deepseek_config
 from convert.keys import DEEPSEEK
@@ -16,6 +16,7 @@ from convert.layouts import DEEPSEEK_LAYOUT, HF_LAYOUT
 from janus_jax.config import DEBUG, JANUS_PRO_1B, JANUS_PRO_7B, NAMED, get_config
 from janus_jax.errors import InputError
 from janus_jax.functional import abstract, count_params
+from janus_jax.processing import JANUS, JANUS_PRO
 from tests.processing import fakes
 
 LAYOUTS = {"hf": HF_LAYOUT, "deepseek": DEEPSEEK_LAYOUT}
@@ -80,8 +81,10 @@ def test_every_named_architecture_comes_back(layout, name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     found = read_config(tmp_path, LAYOUTS[layout])
     assert dataclasses.replace(found, name=name) == config
-    # The sizes of Janus-1.3B and Janus-Pro-1B are the same.
+    # The sizes of Janus-1.3B and Janus-Pro-1B are the same; the words for the speakers differ.
     assert found.name == ("janus-pro-1b" if name == "janus-1.3b" else name)
+    assert named(found, JANUS).name == ("janus-1.3b" if name == "janus-pro-1b" else name)
+    assert named(found, JANUS_PRO) == found
 
 
 def test_what_deepseeks_code_can_build():
