@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from convert.readers.strict_json import parse_object
 from janus_jax.errors import InputError
 
 MAX_BYTES = 2**20
@@ -19,23 +20,11 @@ def read_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
       path: the file.
       max_bytes: largest size accepted; a bigger file is not read.
 
-    Returns:
-      The object. NaN and infinities, which are not JSON, are refused.
-
     Raises:
-      InputError: missing, unreadable, too big, not JSON, nested too deeply, or no object.
+      InputError: missing, unreadable, too big, not JSON, nested too deeply, with keys set twice, or
+        no object.
     """
-    name = repr(str(path))
-    text = read_text(path, max_bytes=max_bytes)
-    try:
-        content = json.loads(text, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise InputError(f"{name} is nested too deeply") from error
-    except ValueError as error:
-        raise InputError(f"{name} is not valid JSON ({str(error)[:200]})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{name} is not a JSON object")
-    return content
+    return parse_object(_read(path, max_bytes), path, "file")
 
 
 def read_text(path: Path, *, max_bytes: int) -> str:
@@ -44,6 +33,13 @@ def read_text(path: Path, *, max_bytes: int) -> str:
     Raises:
       InputError: missing, unreadable, too big, or not UTF-8.
     """
+    try:
+        return _read(path, max_bytes).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{str(path)!r} is not UTF-8 text") from error
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
     name = repr(str(path))
     if not path.exists():
         raise InputError(f"{name} does not exist", fix="copy the whole model")
@@ -52,19 +48,13 @@ def read_text(path: Path, *, max_bytes: int) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
-        if len(content) > max_bytes:
-            raise InputError(f"{name} is too big", f"at most {max_bytes} bytes")
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 text") from error
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror or error})") from error
+    if len(content) > max_bytes:
+        raise InputError(f"{name} is too big", f"at most {max_bytes} bytes")
+    return content
 
 
 def write_object(path: Path, content: Any) -> None:
     """Writes an indented JSON file, keys as they come."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from convert.configs import config_content, named, plan_whole, read_config, write_config
 from convert.counts import parameter_count
@@ -16,6 +18,7 @@ from convert.layouts import DEEPSEEK_LAYOUT, HF_LAYOUT
 from janus_jax.config import DEBUG, JANUS_PRO_1B, JANUS_PRO_7B, NAMED, get_config
 from janus_jax.errors import InputError
 from janus_jax.functional import abstract, count_params
+from janus_jax.hf_config import from_hf_config, to_hf_config
 from janus_jax.processing import JANUS, JANUS_PRO
 from tests.processing import fakes
 
@@ -226,7 +229,7 @@ FILES = {
     "deep": b'{"a":' * 200_000,
     "not text": b"\xff\xfe\x00",
     "a long number": b'{"x": ' + b"1" * 10_000 + b"}",
-    "nan": b'{"x": NaN}',
+    "keys set twice": b'{"model_type": "janus", "model_type": "multi_modality"}',
     "too big": b" " * (2**20 + 1),
 }
 
@@ -272,3 +275,48 @@ def test_a_config_that_asks_for_more_than_there_is_builds_nothing(monkeypatch):
     llm = dataclasses.replace(JANUS_PRO_1B.llm, depth=1000, width=2**20)
     with pytest.raises(InputError, match=r"a model of [0-9,]{18,} parameters.* hold 48"):
         plan_whole(dataclasses.replace(JANUS_PRO_1B, llm=llm), DEEPSEEK, shapes)
+
+
+# --- any JSON at any place
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([10**9, 2**31, 2**63, -1, 0, 1, 1e308, "llama", "VQ-16"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
+
+
+def paths(data: dict, prefix: str = "") -> list[str]:
+    """Every place of a config, sections included."""
+    found = []
+    for key, value in data.items():
+        found.append(prefix + key)
+        if isinstance(value, dict):
+            found += paths(value, f"{prefix}{key}/")
+    return found
+
+
+HF_DEBUG = to_hf_config(DEBUG, image_token_id=7)
+
+
+@pytest.mark.parametrize(
+    ("read", "data"),
+    [(from_deepseek_config, PRO_7B), (from_deepseek_config, CUSTOM), (from_hf_config, HF_DEBUG)],
+    ids=["deepseek", "custom", "hf"],
+)
+@given(choice=st.data())
+@settings(max_examples=150, deadline=1000)
+def test_any_change_gives_a_config_or_one_line(read, data, choice):
+    path = choice.draw(st.sampled_from(paths(data)))
+    value = choice.draw(VALUES)
+    try:
+        config = read(changed(path, value, data))
+    except InputError as error:
+        assert "\n" not in str(error) and len(str(error)) < 600
+    else:
+        assert parameter_count(config) > 0
