@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 from tokenizers import AddedToken
 
 from convert.jsonfile import read_text
 from convert.processors import MAX_TOKENIZER_BYTES
 from janus_jax.errors import InputError
-from janus_jax.processing.tokenizer import BOS, CONTROL_TOKENS, EOS, Tokenizer
+from janus_jax.processing.tokenizer import BOS, CONTROL_TOKENS, EOS, Tokenizer, parse_tokenizer
 
 ROWS_MULTIPLE = 64
 """A grown vocabulary is rounded up to this, so that it divides over devices."""
@@ -61,12 +60,7 @@ def extend_vocabulary(path: Path, model: Mapping[str, Any], vocab_size: int) -> 
     """
     text = read_text(path, max_bytes=MAX_TOKENIZER_BYTES)
     name = f"tokenizer file {str(path)!r}"
-    try:
-        raw = tokenizers.Tokenizer.from_str(text)
-    except BaseException as error:  # a PanicException is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        raise InputError(f"{name} is not a valid tokenizer.json ({str(error)[:200]})") from error
+    raw = parse_tokenizer(text, name)
     known = 1 + max(raw.get_vocab(with_added_tokens=True).values(), default=-1)
     if not 1 <= known <= vocab_size:
         raise InputError(

@@ -120,8 +120,8 @@ class Tokenizer:
         Raises:
             InputError: Not a tokenizer, or one that lacks a control token.
         """
-        with _refusing(f"{name} is not a valid tokenizer.json"):
-            raw = tokenizers.Tokenizer.from_str(text)
+        raw = parse_tokenizer(text, name)
+        with _refusing(f"{name} is not a usable tokenizer.json"):
             return cls(raw, name)
 
     def save(self, path: str | Path) -> None:
@@ -273,6 +273,26 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
     )
     raw.train_from_iterator(texts, trainer)
     return Tokenizer(raw)
+
+
+def parse_tokenizer(text: str, name: str) -> tokenizers.Tokenizer:
+    """Parses a tokenizer.json that nobody vouches for, whatever its vocabulary.
+
+    Args:
+        text: The content.
+        name: What error messages call it.
+
+    Raises:
+        InputError: It is not a tokenizer.
+    """
+    what = f"{name} is not a valid tokenizer.json"
+    with _refusing(what):
+        model = json.loads(text)["model"]
+        # The package cuts this prefix off the second half of every merge without looking whether
+        # it is there, and reads beyond the word's end. No Llama vocabulary has one.
+        if model.get("continuing_subword_prefix") and "merges" in model:
+            raise InputError(f"{what}: model.continuing_subword_prefix is set", "null")
+        return tokenizers.Tokenizer.from_str(text)
 
 
 @contextlib.contextmanager

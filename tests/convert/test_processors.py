@@ -295,6 +295,16 @@ TOKENIZERS = {
         "ids up to 5000; allowed: ids below 2048",
     ),
     "a merge of nothing": (hostile(lambda c: c["model"]["merges"].append(["qq", "w"])), "not a"),
+    "a prefix longer than its words": (
+        hostile(lambda c: c["model"].update(continuing_subword_prefix="x" * 99)),
+        "continuing_subword_prefix is set",
+    ),
+    "a normaliser that panics": (
+        hostile(
+            lambda c: c.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "A"})
+        ),
+        "not a valid tokenizer.json",
+    ),
     "a broken pattern": (
         hostile(
             lambda c: c.update(

@@ -109,6 +109,15 @@ def test_a_character_that_is_only_a_control_token_is_refused():
         t.encode("a✂")
 
 
+def test_a_pattern_that_gives_up_is_an_error_and_no_panic():
+    content = json.loads(fakes.emoji_like().to_json())
+    pattern = {"Regex": "(a+)+$"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    tokenizer = Tokenizer.from_json(json.dumps(content | {"pre_tokenizer": split}))
+    with pytest.raises(InputError, match="cannot encode this text"):
+        tokenizer.encode("a" * 40 + "b")
+
+
 def test_lone_surrogates_are_refused():
     with pytest.raises(InputError, match="position 1"):
         fakes.emoji_like().encode("a\ud800")
