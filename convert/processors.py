@@ -79,7 +79,9 @@ def read_processor(
     """
     tokenizer = read_tokenizer(directory / "tokenizer.json", config.llm.vocab_size)
     read = _read_hf if layout.config == "hf" else _read_deepseek
-    settings = read(directory, config, tokenizer, source or directory.name)
+    # Of an id or a path only the last part: the folders above say nothing about this model.
+    name = Path(source.partition("@")[0]).name or directory.resolve().name
+    settings = read(directory, config, tokenizer, name)
     if roles is not None:
         settings = ProcessorConfig(settings.image, roles, settings.system_prompt)
     for role in (USER, ASSISTANT) if settings.roles == JANUS_PRO else ():
@@ -110,7 +112,7 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
 
 
 def _read_deepseek(
-    directory: Path, config: JanusConfig, tokenizer: Tokenizer, source: str
+    directory: Path, config: JanusConfig, tokenizer: Tokenizer, name: str
 ) -> ProcessorConfig:
     """`preprocessor_config.json` and `processor_config.json` of the reference's VLChatProcessor."""
     path = directory / "preprocessor_config.json"
@@ -129,15 +131,14 @@ def _read_deepseek(
     }
     _check(path, chat, wanted)
     _check_specials(directory / "special_tokens_map.json")
-    plain = tokenizer.user is None or "janus-1.3b" in source.lower()
     system = chat.get("system_prompt", UNDERSTANDING_SYSTEM_PROMPT)
     if not isinstance(system, str):
         raise InputError(f"{str(path)!r}: system_prompt is {str(system)[:80]!r}", "a string")
-    return ProcessorConfig(image, JANUS if plain else JANUS_PRO, system)
+    return ProcessorConfig(image, _roles(tokenizer, name), system)
 
 
 def _read_hf(
-    directory: Path, config: JanusConfig, tokenizer: Tokenizer, source: str
+    directory: Path, config: JanusConfig, tokenizer: Tokenizer, name: str
 ) -> ProcessorConfig:
     """JanusProcessor of transformers; its image settings are in either of two files."""
     path = directory / "processor_config.json"
@@ -160,7 +161,7 @@ def _read_hf(
     _check_specials(directory / "special_tokens_map.json")
     template = _chat_template(directory, chat)
     if template is None:
-        roles = JANUS if tokenizer.user is None or "janus-1.3b" in source.lower() else JANUS_PRO
+        roles = _roles(tokenizer, name)
     else:
         roles = JANUS_PRO if USER in template else JANUS
     has_system = chat.get("use_default_system_prompt", False)
@@ -169,6 +170,12 @@ def _read_hf(
             f"{str(path)!r}: use_default_system_prompt is {str(has_system)[:80]!r}", "true or false"
         )
     return ProcessorConfig(image, roles, UNDERSTANDING_SYSTEM_PROMPT if has_system else "")
+
+
+def _roles(tokenizer: Tokenizer, name: str) -> Roles:
+    """Role names where no file says them."""
+    plain = tokenizer.user is None or "janus-1.3b" in name.lower()
+    return JANUS if plain else JANUS_PRO
 
 
 def _chat_template(directory: Path, chat: Mapping[str, Any]) -> str | None:

@@ -180,7 +180,11 @@ def test_janus_1_3b_speaks_in_plain_words(tmp_path):
     assert read(path, "deepseek").settings.roles == JANUS_PRO
     assert read(path, "deepseek", source="deepseek-ai/Janus-1.3B@main").settings.roles == JANUS
     assert read(path, "deepseek", source="deepseek-ai/Janus-Pro-7B").settings.roles == JANUS_PRO
+    assert read(path, "deepseek", source="Janus-1.3B/../Janus-Pro-1B").settings.roles == JANUS_PRO
     assert read(path, "deepseek", roles=JANUS).settings.roles == JANUS
+    named = tmp_path / "Janus-1.3B"
+    named.mkdir()
+    assert read(written(named, "deepseek"), "deepseek").settings.roles == JANUS
 
 
 def test_a_missing_file_means_janus_values_and_a_missing_key_the_peers_default(tmp_path):
