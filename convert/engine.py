@@ -119,11 +119,14 @@ class Plan:
           copied before the caller does.
         """
         for entry in self.entries:
-            stored = theirs[entry.theirs]
-            array = stored if isinstance(stored, np.ndarray) else stored.read()
-            if entry.start is not None:
-                array = array[entry.start : entry.start + entry.their_shape[0]]
-            yield entry.ours, entry.transform.to_ours(array)
+            yield entry.ours, self.to_ours(entry, theirs[entry.theirs])
+
+    def to_ours(self, entry: Entry, stored: Any) -> np.ndarray:
+        """One parameter from the tensor, an array or a stored one, that holds it."""
+        array = stored if isinstance(stored, np.ndarray) else stored.read()
+        if entry.start is not None:
+            array = array[entry.start : entry.start + entry.their_shape[0]]
+        return entry.transform.to_ours(array)
 
     def write(self, ours: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
         """Our tensors as theirs, one at a time, in the order of `their_specs`.

@@ -17,8 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from janus_jax.atomic import new_directory
 from janus_jax.config import JanusConfig, get_config
 from janus_jax.errors import InputError
 from janus_jax.functional import GraphDef, Params, abstract, build, flat_params
@@ -36,6 +35,7 @@ from janus_jax.manifest import (
     read_json,
     read_manifest,
     write_json,
+    write_text,
 )
 from janus_jax.params_io import check_structure, restore_params, save_params
 from janus_jax.processing.settings import EMOJI_PROCESSOR, ProcessorConfig
@@ -104,35 +104,16 @@ def save_model(
         that holds something else or cannot be written.
     """
     target = Path(path).absolute()
-    if target.exists() and not (is_model(target) or (target.is_dir() and _is_empty(target))):
-        raise InputError(
-            f"{str(target)!r} holds something that is not a Janus-JAX model",
-            "a new or empty directory, or a model directory to replace",
-        )
     found = {k: tuple(v.shape) for k, v in flat_params(params).items()}
     check_structure(target, found, flat_params(abstract(config)[1]))
     _check_tokenizer(tokenizer, config)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise InputError(
-            f"{str(target)!r} cannot be written ({error.strerror})", fix="choose another directory"
-        ) from error
-    try:
-        new = work / "new"
+    with new_directory(target, what="a Janus-JAX model", replaceable=is_model) as new:
         tensors = save_params(new / "params", params, dtype=dtype)
         write_json(new / "config.json", config.to_json())
         tokenizer.save(new / "tokenizer.json")
         processor.save(new / "preprocessor.json")
-        (new / "MODEL_CARD.md").write_text(card_text, encoding="utf-8")
-        manifest = new_manifest(tensors, source=source)
-        write_json(new / "manifest.json", manifest)
-        if target.exists():
-            target.rename(work / "old")
-        new.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        write_text(new / "MODEL_CARD.md", card_text)
+        write_json(new / "manifest.json", new_manifest(tensors, source=source))
 
 
 def load_model(
@@ -145,8 +126,8 @@ def load_model(
     """Loads a model.
 
     Args:
-      name_or_path: a shipped name (`emoji`), `debug` (random weights, for tests), or a model
-        directory.
+      name_or_path: `debug` (random weights, for tests), or whatever `janus_jax.locate.find_model`
+        knows: a shipped name, a model directory, PyTorch weights.
       dtype: compute and storage dtype; by default float32 on the CPU, where bfloat16 products are
         very slow, and bfloat16 elsewhere. The VQ tokenizer computes in float32 always.
       mesh: where to put the parameters, by the rules of `janus_jax.sharding`; every device reads
@@ -215,10 +196,6 @@ def load_model(
         source=str(manifest.get("source", "")),
         card_text=card.read_text(encoding="utf-8") if card.is_file() else "",
     )
-
-
-def _is_empty(path: Path) -> bool:
-    return next(path.iterdir(), None) is None
 
 
 def _check_tokenizer(tokenizer: Tokenizer, config: JanusConfig) -> None:

@@ -50,8 +50,15 @@ def sha256(array: np.ndarray) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes an indented JSON file."""
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes an indented JSON file, which appears whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file, which appears whole or not at all."""
+    working = path.with_name(f".{path.name}.writing")
+    working.write_text(text, encoding="utf-8")
+    working.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from janus_jax.manifest import entry, sha256
 
 CHUNK_BYTES = 2**22
 _COMPRESS_BELOW_BYTES = 2**28
-_BLOCK_BYTES = 2**26
-_BYTES_IN_FLIGHT = 2**28
+# Blocks below 32 MB come from the heap, which keeps its pages; larger ones are mapped and zeroed anew.
+_BLOCK_BYTES = 2**24
+_BYTES_IN_FLIGHT = 2**27
+_STRIP = 16  # Columns; 8 and 32 are about as good.
 
 Progress = Callable[[int], None]
 
@@ -106,21 +109,42 @@ class _StreamHandler(ocp.type_handlers.NumpyHandler):
         if array.shape != value.shape:
             raise ValueError(f"{name} is {array.shape}, not {value.shape}")
         digest = hashlib.sha256()
-
-        def block(rows: slice | None) -> np.ndarray:
-            part = np.array(array if rows is None else array[rows], value.dtype, order="C")
-            digest.update(part.reshape(-1).view(np.uint8).data)
-            return part
-
+        hashing = None
         for rows in _row_blocks(value, store.chunk_layout.write_chunk.shape):
-            part = await asyncio.to_thread(block, rows)
+            part = await asyncio.to_thread(
+                _copy, array if rows is None else array[rows], value.dtype
+            )
+            if hashing is not None:
+                await hashing
+            # While this block is hashed and written, the next one is copied.
+            view = part.reshape(-1).view(np.uint8).data
+            hashing = asyncio.create_task(asyncio.to_thread(digest.update, view))
             target = store if rows is None else store[rows]
             write = target.write(part, can_reference_source_data_indefinitely=True)
             self._writing.append((write, part.nbytes))
             await self._settle(_BYTES_IN_FLIGHT)
             if self._progress is not None:
                 self._progress(part.nbytes)
+        if hashing is not None:
+            await hashing
         self.digests[name] = digest.hexdigest()
+
+
+def _copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A copy in C order, of this dtype.
+
+    A transposed matrix is copied in strips of columns. NumPy goes along the rows of the copy, where
+    each element comes from another cache line: a seventh of the speed in bfloat16.
+    """
+    if array.ndim != 2 or abs(array.strides[0]) >= abs(array.strides[1]):
+        return np.array(array, dtype, order="C")
+    copy = np.empty(array.shape, dtype)
+    # The bits of a dtype of ml_dtypes are copied faster than its numbers.
+    bits = f"u{dtype.itemsize}" if array.dtype == dtype else dtype
+    source, target = array.view(bits if array.dtype == dtype else array.dtype), copy.view(bits)
+    for start in range(0, array.shape[1], _STRIP):
+        target[:, start : start + _STRIP] = source[:, start : start + _STRIP]
+    return copy
 
 
 def _row_blocks(value: LazyTensor, chunk: Any) -> list[slice | None]:
@@ -239,10 +263,7 @@ def restore_params(
     if not source.is_dir():
         raise InputError(f"parameters {str(source)!r} do not exist", fix="check the path")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        try:
-            saved = _flat(checkpointer.metadata(source).item_metadata.tree)
-        except Exception as error:  # Orbax raises whatever its parsers do
-            raise _damaged(source, error) from error
+        saved = _metadata(checkpointer, source)
         check_structure(source, {k: tuple(v.shape) for k, v in saved.items()}, wanted)
         targets = None if shardings is None else flat_params(shardings)
         how = {
@@ -301,6 +322,48 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             _flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat
+
+
+def open_params(path: str | Path) -> dict[str, LazyTensor]:
+    """What `save_tensors` wrote, to be read tensor by tensor.
+
+    Args:
+      path: the checkpoint directory.
+
+    Returns:
+      By parameter path; `read` reads that tensor alone, as an array of its own.
+
+    Raises:
+      InputError: the directory is missing or damaged; also `read` raises it.
+    """
+    source = Path(path).absolute()
+    if not source.is_dir():
+        raise InputError(f"parameters {str(source)!r} do not exist", fix="check the path")
+    handler = ocp.PyTreeCheckpointHandler()
+    checkpointer = ocp.Checkpointer(handler)
+    saved = _metadata(checkpointer, source)
+
+    def read(name: str, found: Any) -> np.ndarray:
+        wanted = nested({name: jax.ShapeDtypeStruct(found.shape, found.dtype)})
+        how = nested({name: ocp.RestoreArgs(restore_type=np.ndarray)})
+        arguments = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
+        try:
+            return _flat(checkpointer.restore(source, args=arguments))[name]
+        except Exception as error:
+            raise _damaged(source, error) from error
+
+    return {
+        name: LazyTensor(tuple(found.shape), np.dtype(found.dtype), partial(read, name, found))
+        for name, found in saved.items()
+    }
+
+
+def _metadata(checkpointer: Any, source: Path) -> dict[str, Any]:
+    """Shape and dtype of every stored parameter, by path."""
+    try:
+        return _flat(checkpointer.metadata(source).item_metadata.tree)
+    except Exception as error:  # Orbax raises whatever its parsers do
+        raise _damaged(source, error) from error
 
 
 def check_structure(path: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, Any]) -> None:

@@ -160,7 +160,7 @@ def test_a_failed_save_leaves_the_old_model(copy, params, monkeypatch):
 
     tokenizer = emoji_like()
     monkeypatch.setattr(type(tokenizer), "save", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="disk full"):
         save_model(copy, DEBUG, params, tokenizer, processor(DEBUG), card_text="new")
     assert (copy / "manifest.json").read_bytes() == before
     assert load_model(copy).card_text == CARD

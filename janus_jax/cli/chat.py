@@ -27,7 +27,9 @@ class Chat:
     Attributes:
         question: What to ask; stands before --image, which would take it for a file.
         image: Picture files, in the order the model shall see them.
-        model: The shipped model `emoji`, `debug` (random weights), or a model directory.
+        model: The shipped model `emoji`, `debug` (random weights), a model directory, or PyTorch
+            weights to be converted on first use: a directory, or a Hugging Face id with optional
+            @revision.
         max_tokens: Longest answer, in tokens.
         temperature: Spread of the sampling; 0 takes the likeliest word each time.
         seed: Same seed, same answer; matters above temperature 0.

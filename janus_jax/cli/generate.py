@@ -38,7 +38,9 @@ class Generate:
 
     Attributes:
         prompts: What to draw, one or more texts.
-        model: The shipped model `emoji`, `debug` (random weights), or a model directory.
+        model: The shipped model `emoji`, `debug` (random weights), a model directory, or PyTorch
+            weights to be converted on first use: a directory, or a Hugging Face id with optional
+            @revision.
         n: Pictures a prompt.
         cfg: Weight of classifier-free guidance; 1 is none.
         temperature: Spread of the sampling; 0 takes the likeliest code each time.

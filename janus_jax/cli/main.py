@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from janus_jax.cli import assemble, chat, data, doctor, generate, train
+from janus_jax.cli import assemble, chat, convert, data, doctor, generate, train
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError
 
@@ -43,6 +43,7 @@ def _options(detail: bool) -> type:
         command: (
             Annotated[generate.Generate, named("generate", generate.Generate)]
             | Annotated[chat.Chat, named("chat", chat.Chat)]
+            | Annotated[convert.Convert, named("convert", convert.Convert)]
             | Annotated[train.Train, named("train", train.Train)]
             | Annotated[data.Data, named("data", data.Data)]
             | Annotated[assemble.Assemble, named("assemble", assemble.Assemble)]
@@ -118,6 +119,8 @@ def _dispatch(argv: Sequence[str]) -> int:
             return chat.run(command) or 0
         case assemble.Assemble():
             return assemble.run(command)
+        case convert.Convert():
+            return convert.run(command)
         case doctor.Doctor():
             return doctor.run(command)
     # `train` and `data` stand among the subcommands only to be listed: they were handed on above.

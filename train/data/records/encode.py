@@ -16,14 +16,13 @@ from flax import nnx
 
 from janus_jax.errors import InputError
 from janus_jax.functional import GraphDef, Params
-from janus_jax.manifest import read_json
+from janus_jax.manifest import read_json, write_json
 from janus_jax.processing.image import generation_pixels, load_image
 from train.data.records.record import Record
 from train.data.records.shards import (
     ShardWriter,
     open_records,
     read_manifest,
-    write_atomically,
     write_manifest,
 )
 
@@ -81,7 +80,7 @@ def encode(
                     writer.write(record)
                 if progress:
                     progress(stop, len(records))
-            write_atomically(unit, {"shards": {"generation": writer.publish()}, "broken": []})
+            write_json(unit, {"shards": {"generation": writer.publish()}, "broken": []})
         done += shard["records"]
         units.append(read_json(unit))
     return write_manifest(out, units, source=[str(source)], model=fingerprint)
@@ -100,7 +99,8 @@ def _prepare(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {str(out)!r} holds something else", "a new or empty directory")
-    write_atomically(marker, plan)
+    (out / "units").mkdir(parents=True, exist_ok=True)
+    write_json(marker, plan)
 
 
 def _encoder(

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import InputError
-from janus_jax.manifest import read_json
+from janus_jax.manifest import read_json, write_json
 from janus_jax.processing.image import load_image
 from train.data.records.record import Record
 from train.data.records.schema import BrokenRecord, Captions
-from train.data.records.shards import ShardWriter, write_atomically, write_manifest
+from train.data.records.shards import ShardWriter, write_manifest
 from train.data.records.sources import Unit, find_units, read_unit
 
 Progress = Callable[[int, int], None]
@@ -98,7 +98,8 @@ def _prepare(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
             "a new or empty directory",
         )
     try:
-        write_atomically(marker, plan)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        write_json(marker, plan)
     except OSError as error:
         raise InputError(
             f"--out {str(out)!r} cannot be written ({error.strerror})", fix="choose another"
@@ -141,7 +142,8 @@ def _pack_unit(unit: Unit, index: int, out: Path, captions: Captions) -> int:
                 writers[item.kind] = ShardWriter(out / item.kind / f"{index:05d}.array_record")
             writers[item.kind].write(item)
         shards = {kind: writer.publish() for kind, writer in writers.items()}
-        write_atomically(_unit_file(out, index), {"shards": shards, "broken": broken})
+        _unit_file(out, index).parent.mkdir(exist_ok=True)
+        write_json(_unit_file(out, index), {"shards": shards, "broken": broken})
     except OSError as error:
         raise InputError(
             f"{unit.path!r} cannot be packed into {str(out)!r} ({error.strerror or error})",

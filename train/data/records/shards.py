@@ -9,7 +9,6 @@ An entry of a shard is `Record.to_bytes`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from janus_jax.errors import InputError
-from janus_jax.manifest import read_json
+from janus_jax.manifest import read_json, write_json
 from train.data.records.record import KINDS, Kind, Record
 
 FORMAT = "janus-jax-records"
@@ -167,13 +166,5 @@ def write_manifest(
         "kinds": {kind: kinds[kind] for kind in KINDS if kind in kinds},
         "broken": {"records": sum(reasons.values()), "reasons": dict(sorted(reasons.items()))},
     }
-    write_atomically(directory / "manifest.json", manifest)
+    write_json(directory / "manifest.json", manifest)
     return manifest
-
-
-def write_atomically(path: Path, content: Any) -> None:
-    """Writes JSON so that the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.with_name(f".{path.name}.writing")
-    working.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    working.replace(path)
