@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.configs import plan_whole, read_config
+from convert.configs import named, plan_whole, read_config
 from convert.engine import Entry, Plan, shapes_of
 from convert.hub import fetch, is_id
 from convert.layouts import detect
@@ -114,7 +114,7 @@ def open_source(name: str | Path) -> Source:
         directory,
         revision,
         layout.name,
-        config,
+        named(config, processor.settings.roles),
         processor.tokenizer,
         processor.settings,
         checkpoint.tensors,
