@@ -93,7 +93,7 @@ def _check_room(target: Path, needed: int) -> None:
 
 def _clean(target: Path) -> None:
     """Removes what killed writers of this destination left; those still alive hold their lock."""
-    for work in target.parent.glob(f".{target.name}.*{_SUFFIX}"):
+    for work in _working_directories(target):
         lock = os.open(work, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,6 +106,19 @@ def _clean(target: Path) -> None:
             shutil.rmtree(work)
         finally:
             os.close(lock)
+
+
+def _working_directories(target: Path) -> list[Path]:
+    # Compared as text, for a name may hold characters that mean something in a pattern. No letters
+    # of tempfile's are dots, so that `a` does not take the directories of `a.b` for its own.
+    prefix = f".{target.name}."
+    return [
+        path
+        for path in target.parent.iterdir()
+        if path.name.startswith(prefix)
+        and path.name.endswith(_SUFFIX)
+        and "." not in path.name[len(prefix) : -len(_SUFFIX)]
+    ]
 
 
 def _put_back(work: Path, target: Path) -> None:
