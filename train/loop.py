@@ -200,6 +200,7 @@ def initial_parts(task: Task, config: TrainConfig, run_dir: Path) -> dict[str, n
     loaded: dict[str, nnx.State] = {}
     for name, parts in sources.items():
         directory = run_dir.parent / name
+        have: list[str]
         if is_model(directory):
             have = list(PARTS)
         elif rundir.is_finished(directory):
