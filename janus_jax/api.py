@@ -67,7 +67,9 @@ class Janus:
         """Loads a model.
 
         Args:
-          name_or_path: `emoji` (shipped), `debug` (random weights), or a model directory.
+          name_or_path: `emoji` (shipped), `debug` (random weights), a model directory, or PyTorch
+            weights (a directory, or a Hugging Face id with optional `@revision`), which are
+            converted once into the user's cache.
           dtype: `float32` or `bfloat16`; by default float32 on the CPU, bfloat16 elsewhere.
           mesh: spreads the model over devices (`janus_jax.sharding.make_mesh`); each reads its own
             part of the files only. None: the default device.

@@ -21,11 +21,20 @@ def assets_directory() -> Path:
 def find_model(name_or_path: str | Path) -> Path:
     """The model directory that a name or path stands for.
 
+    A checkpoint in a PyTorch layout, in a directory or on the Hugging Face hub, is converted into
+    the user's cache when it is first asked for; one line on stderr says so.
+
+    Args:
+      name_or_path: a shipped name, a directory, or a Hugging Face id with optional `@revision`.
+
     Raises:
-      InputError: there is none; says which names and forms there are.
+      InputError: there is none, or it cannot be converted; says which names and forms there are.
     """
     name = str(name_or_path)
-    allowed = f"{', '.join(SHIPPED)}, debug, or a directory written by janus-jax train"
+    allowed = (
+        f"{', '.join(SHIPPED)}, debug, a directory written by janus-jax train or convert, a "
+        "directory of PyTorch weights, or a Hugging Face id such as deepseek-ai/Janus-Pro-1B"
+    )
     path = assets_directory() / name if name in SHIPPED else Path(name).expanduser()
     if is_model(path):
         return path
@@ -39,24 +48,20 @@ def find_model(name_or_path: str | Path) -> Path:
             f"model {name!r} is an architecture whose weights are not shipped", allowed
         )
     if path.is_dir():
-        if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
+        if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
             raise InputError(
-                f"model {name!r} is in a PyTorch layout, which this release does not convert",
-                allowed,
+                f"model {name!r} is a directory without manifest.json, so not a model", allowed
             )
-        raise InputError(
-            f"model {name!r} is a directory without manifest.json, so not a model", allowed
-        )
-    if path.exists():
+    elif path.exists():
         raise InputError(f"model {name!r} is a file", allowed)
-    parts = name.partition("@")[0].split("/")
-    if len(parts) == 2 and all(parts) and not name.startswith((".", "~")):
-        raise InputError(
-            f"model {name!r} is no directory; if it is a Hugging Face id, this release does not "
-            "download models",
-            allowed,
-        )
-    raise InputError(f"there is no model {name!r}", allowed)
+    else:
+        from convert.hub import is_id
+
+        if not is_id(name):
+            raise InputError(f"there is no model {name!r}", allowed)
+    from convert.cached import cached_model
+
+    return cached_model(name)
 
 
 def is_model(path: Path) -> bool:

@@ -16,14 +16,14 @@ PACKAGES = ("janus_jax", "train", "convert")
 MAX_LINES = 400
 
 # What each package must not import. `janus_jax` reaches `train` and `convert` only from inside a
-# function: the command line dispatches, and from_pretrained converts a torch source once.
+# function: the command line dispatches, and a PyTorch source named as a model is converted once.
 FORBIDDEN = {
     "janus_jax": {"train", "convert", "torch", "transformers"},
     "train": {"convert", "torch", "transformers"},
     "convert": {"train"},
 }
 LAZY = {"janus_jax": {"train", "convert"}}
-LAZY_FILES = ("janus_jax/cli/", "janus_jax/api.py")
+LAZY_FILES = ("janus_jax/cli/", "janus_jax/locate.py")
 
 RULED_OUT = {
     "jax.experimental.pjit": "use jax.jit with shardings",
