@@ -252,23 +252,37 @@ def _match(
             twice.append(f"{path} by {len(found)} rows")
         match, row = found[0]
         pairs.append((row, _entry(row, match, path, tuple(shape))))
+    starts, incomplete, contested = _claims(table, pairs)
+    entries = (dataclasses.replace(entry, start=starts.get(entry.ours)) for _, entry in pairs)
+    return tuple(entries), (*unmapped, *incomplete), (*twice, *contested)
 
+
+def _claims(
+    table: Table, pairs: list[tuple[Row, Entry]]
+) -> tuple[dict[str, int], list[str], list[str]]:
+    """Who claims each tensor of theirs: one parameter, or every slice of a fused one once.
+
+    Returns:
+      The first row of each parameter that is a slice, by path; tensors of which a slice has no
+      parameter; tensors that two parameters claim.
+    """
     claims: dict[str, list[tuple[Row, Entry]]] = {}
     for row, entry in pairs:
         if not row.tied:
             claims.setdefault(entry.theirs, []).append((row, entry))
     starts: dict[str, int] = {}
+    incomplete: list[str] = []
+    contested: list[str] = []
     for key, claim in claims.items():
         wanted = [row.slice for row in table.rows if row.theirs == claim[0][0].theirs]
         slices = [row.slice for row, _ in claim]
         if len(set(slices)) < len(slices) or (None in slices and len(slices) > 1):
-            twice.append(f"{key} by {len(claim)} parameters")
+            contested.append(f"{key} by {len(claim)} parameters")
         elif lacking := [str(index) for index in wanted if index not in slices]:
-            unmapped.append(f"{key} in part (slice {', '.join(lacking)} is no parameter)")
+            incomplete.append(f"{key} in part (slice {', '.join(lacking)} is no parameter)")
         elif None not in slices:
             starts |= _starts([entry for _, entry in sorted(claim, key=lambda c: c[0].slice or 0)])
-    entries = (dataclasses.replace(entry, start=starts.get(entry.ours)) for _, entry in pairs)
-    return tuple(entries), tuple(unmapped), tuple(twice)
+    return starts, incomplete, contested
 
 
 def _entry(row: Row, match: re.Match[str], path: str, shape: Shape) -> Entry:
