@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import tokenizers
 
 from convert.jsonfile import write_object
 from convert.layouts import Layout
+from convert.processors import ROLES_KEY
 from janus_jax.config import JanusConfig
 from janus_jax.errors import InputError
 from janus_jax.processing.image import ImageSettings
@@ -120,7 +122,7 @@ def _write_hf(
 def _write_deepseek(
     directory: Path, config: JanusConfig, tokenizer: Tokenizer, settings: ProcessorConfig
 ) -> None:
-    tokenizer.save(directory / "tokenizer.json")
+    (directory / "tokenizer.json").write_text(_with_bos(tokenizer), encoding="utf-8")
     write_object(
         directory / "tokenizer_config.json",
         {
@@ -131,6 +133,9 @@ def _write_deepseek(
             "legacy": True,
             "unk_token": None,
             **_tokenizer_fields(config),
+            # Not the reference's: it takes the names from its caller. Unknown keys of this file
+            # are ignored.
+            ROLES_KEY: dataclasses.asdict(settings.roles),
         },
     )
     write_object(
@@ -197,8 +202,9 @@ def chat_template(roles: Roles) -> str:
 def _with_bos(tokenizer: Tokenizer) -> str:
     """The content of tokenizer.json whose encoding begins with BOS, as the reference's does.
 
-    DeepSeek's file leaves that to the class that loads it; transformers' generic class does what
-    the file says.
+    DeepSeek's file leaves that to the class that loads it. That class is gone from release 5 of
+    transformers, whose generic one does what the file says; in earlier releases it writes the same
+    rule over this one.
     """
     raw = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     if raw.encode("a").ids[:1] == [tokenizer.bos]:

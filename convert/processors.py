@@ -34,6 +34,9 @@ from janus_jax.processing.tokenizer import (
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+ROLES_KEY = "janus_roles"
+"""Where our exports in DeepSeek's layout say the role names, in tokenizer_config.json."""
+
 MAX_TOKENIZER_BYTES = 2**26
 """DeepSeek's tokenizer.json has 5 MB; those of the largest vocabularies about 35."""
 
@@ -64,7 +67,8 @@ def read_processor(
     DeepSeek's files do not say how a prompt names the speakers, because the reference takes that
     from the caller: plain words for Janus-1.3B, control tokens for Janus-Pro. Words are taken where
     the vocabulary has no role tokens or the source is called Janus-1.3B, unless `roles` says
-    something else. transformers' files have a chat template that says it.
+    something else. Our own exports say it in a key of theirs, transformers' files in their chat
+    template.
 
     Args:
       directory: holds the files.
@@ -134,7 +138,7 @@ def _read_deepseek(
     system = chat.get("system_prompt", UNDERSTANDING_SYSTEM_PROMPT)
     if not isinstance(system, str):
         raise InputError(f"{str(path)!r}: system_prompt is {str(system)[:80]!r}", "a string")
-    return ProcessorConfig(image, _roles(tokenizer, name), system)
+    return ProcessorConfig(image, _said_roles(directory) or _roles(tokenizer, name), system)
 
 
 def _read_hf(
@@ -170,6 +174,25 @@ def _read_hf(
             f"{str(path)!r}: use_default_system_prompt is {str(has_system)[:80]!r}", "true or false"
         )
     return ProcessorConfig(image, roles, UNDERSTANDING_SYSTEM_PROMPT if has_system else "")
+
+
+def _said_roles(directory: Path) -> Roles | None:
+    """Role names as our own exports say them."""
+    path = directory / "tokenizer_config.json"
+    said = read_object(path, max_bytes=2**24).get(ROLES_KEY) if path.exists() else None
+    if said is None:
+        return None
+    names = list(said.values()) if isinstance(said, Mapping) else []
+    if (
+        len(names) != 2
+        or {*said} != {"user", "assistant"}
+        or not all(isinstance(name, str) and 0 < len(name) <= 64 for name in names)
+    ):
+        raise InputError(
+            f"{str(path)!r}: {ROLES_KEY} is {str(said)[:80]}",
+            "a name for user and one for assistant",
+        )
+    return Roles(said["user"], said["assistant"])
 
 
 def _roles(tokenizer: Tokenizer, name: str) -> Roles:

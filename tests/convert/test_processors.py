@@ -51,8 +51,7 @@ def read(path: Path, layout: str, **options) -> Processor:
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_written_is_read_again(layout, name, tmp_path):
-    options = {"roles": JANUS} if (layout, name) == ("deepseek", "janus") else {}
-    found = read(written(tmp_path, layout, SETTINGS[name]), layout, **options)
+    found = read(written(tmp_path, layout, SETTINGS[name]), layout)
     assert found.settings == SETTINGS[name]
     text = "a red apple for <|User|>, schön"
     assert found.tokenizer.encode(text) == fakes.deepseek_like().encode(text)
@@ -172,11 +171,28 @@ def test_deepseeks_files_have_the_names_the_reference_reads(tmp_path):
     }
 
 
+def test_transformers_loads_deepseeks_tokenizer_files_too(tmp_path):
+    """By its generic class, since release 5 has none for them: BOS in front all the same."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(written(tmp_path, "deepseek"))
+    ours = fakes.deepseek_like()
+    assert tokenizer("a red apple").input_ids == [ours.bos, *ours.encode("a red apple")]
+    assert tokenizer.pad_token_id == ours.pad and "janus_roles" in tokenizer.init_kwargs
+
+
 # --- traps
 
 
+def without_roles(path: Path) -> Path:
+    """A directory as DeepSeek's own, which do not say the roles."""
+    file = path / "tokenizer_config.json"
+    fields = json.loads(file.read_text())
+    assert fields.pop("janus_roles")
+    file.write_text(json.dumps(fields))
+    return path
+
+
 def test_janus_1_3b_speaks_in_plain_words(tmp_path):
-    path = written(tmp_path, "deepseek")
+    path = without_roles(written(tmp_path, "deepseek"))
     assert read(path, "deepseek").settings.roles == JANUS_PRO
     assert read(path, "deepseek", source="deepseek-ai/Janus-1.3B@main").settings.roles == JANUS
     assert read(path, "deepseek", source="deepseek-ai/Janus-Pro-7B").settings.roles == JANUS_PRO
@@ -184,7 +200,7 @@ def test_janus_1_3b_speaks_in_plain_words(tmp_path):
     assert read(path, "deepseek", roles=JANUS).settings.roles == JANUS
     named = tmp_path / "Janus-1.3B"
     named.mkdir()
-    assert read(written(named, "deepseek"), "deepseek").settings.roles == JANUS
+    assert read(without_roles(written(named, "deepseek")), "deepseek").settings.roles == JANUS
 
 
 def test_a_missing_file_means_janus_values_and_a_missing_key_the_peers_default(tmp_path):
@@ -227,6 +243,9 @@ DAMAGE = [
     ("processor_config.json", {"num_image_tokens": 576}, "num_image_tokens"),
     ("processor_config.json", {"image_tag": "<img>"}, "image_tag"),
     ("processor_config.json", {"system_prompt": 3}, "system_prompt"),
+    ("tokenizer_config.json", {"janus_roles": ["User", "Assistant"]}, "janus_roles"),
+    ("tokenizer_config.json", {"janus_roles": {"user": "", "assistant": "b"}}, "janus_roles"),
+    ("tokenizer_config.json", {"janus_roles": {"user": "a", "x": "b"}}, "janus_roles"),
     ("special_tokens_map.json", {"eos_token": {"content": "</s>"}}, "eos_token is '</s>'"),
 ]
 
