@@ -1,16 +1,21 @@
 """Parameters on disk: what is written in blocks is what Orbax would have written whole."""
 
 import hashlib
+from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore as ts
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
-from janus_jax import functional, params_io, sharding
+from janus_jax import functional, params_io, streaming
 from janus_jax.config import DEBUG
 from janus_jax.params_io import LazyTensor, nested, restore_params, save_params, save_tensors
+from janus_jax.sharding import make_mesh, param_shardings
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -19,8 +24,8 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 def small_blocks(monkeypatch):
     """Chunks of 1 kB, blocks of 4 kB, 8 kB in flight: every array below is cut many times."""
     monkeypatch.setattr(params_io, "CHUNK_BYTES", 2**10)
-    monkeypatch.setattr(params_io, "_BLOCK_BYTES", 2**12)
-    monkeypatch.setattr(params_io, "_BYTES_IN_FLIGHT", 2**13)
+    monkeypatch.setattr(streaming, "_BLOCK_BYTES", 2**12)
+    monkeypatch.setattr(streaming, "_BYTES_IN_FLIGHT", 2**13)
 
 
 def values() -> dict[str, np.ndarray]:
@@ -29,7 +34,7 @@ def values() -> dict[str, np.ndarray]:
         "llm/layers/0/wide": rng.standard_normal((96, 60)).astype(np.float32),
         "llm/layers/10/transposed": rng.standard_normal((130, 77)).astype(BF16).T,
         "vq/conv": rng.standard_normal((3, 3, 8, 24)).astype(np.float32),
-        "vq/one": np.float32(3.5).reshape(()),
+        "vq/one": np.array(3.5, np.float32),
         "norm": rng.standard_normal(5).astype(BF16),
     }
 
@@ -98,9 +103,9 @@ def test_a_mesh_reads_what_one_device_reads(tmp_path, small_blocks, sizes):
         for i, (name, leaf) in enumerate(functional.flat_params(wanted).items())
     }
     save_tensors(tmp_path / "p", lazy(arrays))
-    mesh = sharding.make_mesh(sizes)
+    mesh = make_mesh(sizes)
     placed = functional.flat_params(
-        restore_params(tmp_path / "p", wanted, sharding.param_shardings(wanted, mesh))
+        restore_params(tmp_path / "p", wanted, param_shardings(wanted, mesh))
     )
     for name, value in arrays.items():
         np.testing.assert_array_equal(np.asarray(placed[name]), value, err_msg=name)
@@ -121,3 +126,38 @@ def test_saving_a_state_of_device_arrays(tmp_path):
             np.asarray(value).astype(BF16).astype(np.float32),
             err_msg=name,
         )
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read from checkpoints so far, as the storage counts them."""
+    (metric,) = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
+    return metric["values"][0]["value"]
+
+
+def share_read(path: Path, array: np.ndarray, columns: slice) -> float:
+    """Bytes read for these columns alone, as one device of a mesh asks for them, over all bytes."""
+    kvstore = {"driver": "ocdbt", "base": f"file://{path}", "path": "a/"}
+    store = ts.open({"driver": "zarr3", "kvstore": kvstore}).result()
+    before = bytes_read()
+    part = store[:, columns].read().result()
+    np.testing.assert_array_equal(part, array[:, columns])
+    return (bytes_read() - before) / array.nbytes
+
+
+def test_a_device_reads_its_own_part(tmp_path, monkeypatch):
+    array = np.random.default_rng(0).integers(0, 2**14, (2048, 2048), np.uint16).view(BF16)
+    save_tensors(tmp_path / "p", lazy({"a": array}))
+    assert share_read(tmp_path / "p", array, slice(256, 512)) < 1.05 / 8
+    # The control: where pieces are whole chunks, what belongs to other devices is read too.
+    monkeypatch.setattr(streaming, "PIECE_BYTES", streaming.CHUNK_BYTES)
+    save_tensors(tmp_path / "q", lazy({"a": array}))
+    assert share_read(tmp_path / "q", array, slice(256, 512)) > 3 / 8
+
+    sharding = NamedSharding(make_mesh({"fsdp": 8}), PartitionSpec(None, "fsdp"))
+    wanted = nnx.State({"a": jax.ShapeDtypeStruct(array.shape, np.float32)})
+    before = bytes_read()
+    placed = restore_params(tmp_path / "p", wanted, nnx.State({"a": sharding}))["a"]
+    assert bytes_read() - before < 1.05 * array.nbytes  # eight devices, an eighth each
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2048, 256)}
+    assert placed.dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(placed), array.astype(np.float32))
