@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -69,6 +70,11 @@ def new_directory(
         _sync_directory(target.parent)
     except OSError as error:
         raise _unwritable(target, error) from error
+    except ValueError as error:
+        # TensorStore, which writes the parameters, tells the system's errors in words only.
+        if found := re.search(r": ([^:]+) \[os_error_code=", str(error)):
+            raise _unwritable(target, OSError(found[1])) from error
+        raise
     finally:
         _put_back(work, target)
         shutil.rmtree(work, ignore_errors=True)

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from janus_jax.errors import InputError
 
 if TYPE_CHECKING:
     from janus_jax.api import Janus
+
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Makes SIGTERM unwind the stack, as Ctrl-C does, so that what is half written is removed."""
+
+    def stop(*_: Any) -> None:
+        print("janus-jax: terminated", file=sys.stderr)
+        raise SystemExit(EXIT_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def name_flag(flag: str, error: InputError) -> InputError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from janus_jax.cli.common import terminable
 from janus_jax.errors import InputError
 
 
@@ -72,6 +74,11 @@ def run(options: Convert) -> int:
     """
     if options.max_shard_size <= 0:
         raise InputError(f"--max-shard-size is {options.max_shard_size}", "gigabytes above 0")
+    with terminable():
+        return _run(options)
+
+
+def _run(options: Convert) -> int:
     if options.part is not None:
         if options.to != "orbax" or options.verify or options.dry_run:
             raise InputError("--part goes with --dtype, --overwrite and --json only")
@@ -79,6 +86,8 @@ def run(options: Convert) -> int:
     from convert.pipeline import convert
     from convert.source import open_source
 
+    # Orbax logs the whole traceback of what it also raises; our one line would be lost below it.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     source = open_source(options.source)
     for note in source.notes:
         print(note, file=sys.stderr)

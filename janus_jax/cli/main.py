@@ -1,7 +1,8 @@
 """The ``janus-jax`` command: picks the subcommand, turns failures into exit statuses.
 
 Exit statuses: 0 done; 1 a run failed; 2 unusable arguments or input; 75 preempted and saved, start
-again; 130 interrupted from the keyboard. Results go to stdout, everything else to stderr.
+again; 130 interrupted from the keyboard; 143 terminated. Results go to stdout, everything else to
+stderr.
 """
 
 import dataclasses
