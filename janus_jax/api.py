@@ -26,6 +26,7 @@ from janus_jax.processing import (
     to_uint8,
     understanding_pixels,
 )
+from janus_jax.quantize import is_quantized
 
 ImageSource = str | Path | bytes | Image.Image
 
@@ -57,8 +58,8 @@ class Janus:
 
     @property
     def dtype(self) -> np.dtype:
-        """Precision of the language model's weights."""
-        return np.dtype(flat_params(self.params)["llm/embed/embedding"].dtype)
+        """Precision of the language model's weights; int8 where they are quantized."""
+        return np.dtype(flat_params(self.params)["llm/layers/0/attn/q/kernel"].dtype)
 
     @classmethod
     def from_pretrained(
@@ -70,7 +71,8 @@ class Janus:
           name_or_path: `emoji` (shipped), `debug` (random weights), a model directory, or PyTorch
             weights (a directory, or a Hugging Face id with optional `@revision`), which are
             converted once into the user's cache.
-          dtype: `float32` or `bfloat16`; by default float32 on the CPU, bfloat16 elsewhere.
+          dtype: `float32`, `bfloat16`, or `int8` for the language model's matrices; by default
+            float32 on the CPU, bfloat16 elsewhere.
           mesh: spreads the model over devices (`janus_jax.sharding.make_mesh`); each reads its own
             part of the files only. None: the default device.
 
@@ -259,8 +261,13 @@ class Janus:
           path: a new or empty directory, or a model directory to replace.
 
         Raises:
-          InputError: the path holds something else or cannot be written.
+          InputError: the path holds something else or cannot be written, or the model is int8.
         """
+        if is_quantized(self.params):
+            raise InputError(
+                "an int8 model cannot be saved: its rounding is for running only",
+                fix="load it without dtype int8 and save that",
+            )
         loaded = self._loaded
         save_model(
             path,

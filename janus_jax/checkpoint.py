@@ -14,6 +14,7 @@ is read and any mesh can be the target.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -40,10 +41,13 @@ from janus_jax.manifest import (
 from janus_jax.params_io import check_structure, restore_params, save_params
 from janus_jax.processing.settings import EMOJI_PROCESSOR, ProcessorConfig
 from janus_jax.processing.tokenizer import Tokenizer
+from janus_jax.quantize import quantize
 from janus_jax.sharding import param_shardings
 
 # Hashing reads every byte: free for a small model, a minute for a 7B, where it is on request.
 VERIFY_BELOW_BYTES = 2**28
+
+INT8 = "int8"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +133,8 @@ def load_model(
       name_or_path: `debug` (random weights, for tests), or whatever `janus_jax.locate.find_model`
         knows: a shipped name, a model directory, PyTorch weights.
       dtype: compute and storage dtype; by default float32 on the CPU, where bfloat16 products are
-        very slow, and bfloat16 elsewhere. The VQ tokenizer computes in float32 always.
+        very slow, and bfloat16 elsewhere. `int8` stores the language model's matrices in int8 and
+        computes in that default. The VQ tokenizer computes in float32 always.
       mesh: where to put the parameters, by the rules of `janus_jax.sharding`; every device reads
         its own part only. None: all of them on the default device.
       verify: check every tensor against the manifest's sha256; by default only models below
@@ -141,9 +146,10 @@ def load_model(
     Raises:
       InputError: no such model, or files that are missing, damaged or do not belong together.
     """
-    if dtype is None:
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    dtype = np.dtype(dtype)
+    wide = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype == INT8:
+        return _quantized(load_model(name_or_path, dtype=wide, mesh=mesh, verify=verify))
+    dtype = np.dtype(wide if dtype is None else dtype)
     name = str(name_or_path)
     if name == "debug":
         config = get_config(name)
@@ -196,6 +202,11 @@ def load_model(
         source=str(manifest.get("source", "")),
         card_text=card.read_text(encoding="utf-8") if card.is_file() else "",
     )
+
+
+def _quantized(loaded: LoadedModel) -> LoadedModel:
+    graphdef, params = quantize(loaded.graphdef, loaded.params)
+    return dataclasses.replace(loaded, graphdef=graphdef, params=params)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, config: JanusConfig) -> None:

@@ -63,7 +63,10 @@ def param(
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, kernel [D, F], computed in `dtype`."""
+    """`x @ kernel + bias`, kernel [D, F], computed in `dtype`.
+
+    `scale` float32 [F] is there where the kernel is int8 (`janus_jax.quantize`).
+    """
 
     def __init__(
         self,
@@ -91,11 +94,14 @@ class Linear(nnx.Module):
             if bias
             else None
         )
+        self.scale: nnx.Param | None = None
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., F] in `dtype`."""
         y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        if self.scale is not None:
+            y = (y * self.scale[...]).astype(self.dtype)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
