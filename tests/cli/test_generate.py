@@ -106,7 +106,7 @@ def test_a_long_prompt_makes_a_short_name(run):
         ([APPLE, "--top-k", "0"], "--top-k is 0"),
         ([APPLE, "--top-p", "1.5"], "--top-p is 1.5"),
         ([APPLE, "--seed", "-1"], "--seed is -1"),
-        ([APPLE, "--dtype", "int8"], "int8"),
+        ([APPLE, "--dtype", "int4"], "int4"),
         (["word " * 600], "too long"),
     ],
 )
