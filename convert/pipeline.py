@@ -60,7 +60,7 @@ class Line:
     Attributes:
       source: its key or path in the source.
       destination: its key or path in the destination.
-      shape: shape in the destination.
+      shape: shape in the destination; of its own rows where several are fused into one.
       dtype: dtype in the destination.
       transform: what happens to it on the way, step by step.
       nbytes: bytes in the destination.
