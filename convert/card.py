@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from convert.source import Source
 from janus_jax import __version__
@@ -15,12 +16,12 @@ contain a SigLIP vision tower (Apache-2.0) and a LlamaGen VQ tokenizer (MIT). We
 trained further may have terms of their own: look at their source."""
 
 
-def model_card(source: Source, digests: Mapping[str, str], layout: str) -> str:
+def model_card(source: Source, facts: Mapping[str, Any], layout: str) -> str:
     """The card of a conversion.
 
     Args:
       source: what was converted.
-      digests: sha256 of the files that held the weights.
+      facts: what the manifest says about the source: `source_files` with their sha256, `dropped`.
       layout: what was written.
     """
     lines = [
@@ -33,9 +34,9 @@ def model_card(source: Source, digests: Mapping[str, str], layout: str) -> str:
         f"- architecture: {source.config.name}",
         f"- stored as: {', '.join(sorted({t.dtype.name for t in source.params.values()}))}",
     ]
-    if source.dropped:
-        lines.append(f"- left behind, as unused: {', '.join(source.dropped)}")
-    if digests:
+    if dropped := facts.get("dropped"):
+        lines.append(f"- left behind, as unused: {', '.join(map(str, dropped))}")
+    if digests := facts.get("source_files"):
         lines += ["", "| file | sha256 |", "|---|---|"]
         lines += [f"| {name} | {digest} |" for name, digest in digests.items()]
     return "\n".join([*lines, "", _LICENCES, ""])

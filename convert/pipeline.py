@@ -156,9 +156,8 @@ def convert(
         replaceable=lambda path: overwrite and _is_converted(path),
         needed=total + _SMALL_FILES,
     ) as new:
-        digests = file_digests(source.files)
-        facts = _facts(source, digests)
-        card = model_card(source, digests, to)
+        facts = _facts(source)
+        card = model_card(source, facts, to)
         if to == ORBAX:
             tensors = write_model_directory(
                 new, source, stored, card=card, facts=facts, progress=_counted(progress, total)
@@ -232,12 +231,14 @@ def _write_part(
     write_json(directory / PART_FILE, content)
 
 
-def _facts(source: Source, digests: dict[str, str]) -> dict[str, Any]:
+def _facts(source: Source) -> dict[str, Any]:
+    if source.layout == ORBAX:  # what its own source was matters, not that it passed through ours
+        return {**source.origin, "source": source.description()}
     return {
         "source": source.description(),
         "revision": source.revision,
         "source_layout": source.layout,
-        "source_files": digests,
+        "source_files": file_digests(source.files),
         "dropped": list(source.dropped),
     }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from convert.readers.checkpoint import open_checkpoint
 from janus_jax.config import JanusConfig
 from janus_jax.errors import InputError
 from janus_jax.locate import is_model
-from janus_jax.manifest import read_json, read_manifest
+from janus_jax.manifest import read_json, read_manifest, sha256
 from janus_jax.params_io import LazyTensor, check_structure, open_params
 from janus_jax.processing.settings import ProcessorConfig
 from janus_jax.processing.tokenizer import Tokenizer
 
 ORBAX = "orbax"
+FACTS = ("source", "revision", "source_layout", "source_files", "dropped")
+"""What a manifest says about the source of the weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +49,7 @@ class Source:
       plan: how stored tensors become parameters; None where they are.
       files: the files that hold weights.
       notes: what the user should be told.
-      origin: facts that a model directory of ours carries on from its own source.
+      origin: what the manifest of a model directory of ours says about its own source.
     """
 
     label: str
@@ -61,7 +64,7 @@ class Source:
     plan: Plan | None
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
-    origin: str = ""
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -72,7 +75,7 @@ class Source:
         """One line for manifests: where the weights come from."""
         at = f"@{self.revision}" if self.revision else ""
         if self.layout == ORBAX:
-            return self.origin or self.label
+            return str(self.origin.get("source") or self.directory.name)
         # A path would tell whose machine it was; its last part is what it was called.
         name = self.label.partition("@")[0] if self.revision else self.directory.name
         return f"{name}{at} ({self.layout} layout)"
@@ -144,7 +147,16 @@ def _ours(label: str, directory: Path) -> Source:
 
     config = JanusConfig.from_json(read_json(directory / "config.json"))
     manifest = read_manifest(directory)
-    params = open_params(directory / "params")
+    entries = manifest["tensors"]
+    params = {
+        name: _checked(name, tensor, entries)
+        for name, tensor in open_params(directory / "params").items()
+    }
+    check_structure(
+        directory / "manifest.json",
+        {name: tuple(entry["shape"]) for name, entry in entries.items()},
+        params,
+    )
     found = {name: tensor.shape for name, tensor in params.items()}
     check_structure(directory, found, flat_params(abstract(config)[1]))
     return Source(
@@ -159,8 +171,23 @@ def _ours(label: str, directory: Path) -> Source:
         params,
         None,
         (),
-        origin=str(manifest.get("source", "")),
+        origin={key: manifest[key] for key in FACTS if key in manifest},
     )
+
+
+def _checked(name: str, tensor: LazyTensor, entries: Mapping[str, Any]) -> LazyTensor:
+    """The same tensor, compared with its checksum when it is read: damage is not passed on."""
+
+    def read() -> np.ndarray:
+        array = tensor.read()
+        if sha256(array) != entries[name]["sha256"]:
+            raise InputError(
+                f"parameter {name!r} is damaged: its sha256 is not that of manifest.json",
+                fix="copy or convert the model again",
+            )
+        return array
+
+    return dataclasses.replace(tensor, read=read)
 
 
 def file_digests(files: tuple[Path, ...]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Conversions from end to end: what the peers wrote into ours, and back into what they load."""
 
 import json
+import shutil
 from hashlib import sha256
 from pathlib import Path
 
@@ -91,8 +92,10 @@ def test_the_manifest_says_where_everything_comes_from(trip):
     assert bool(manifest["dropped"]) == (manifest["source_layout"] == "deepseek")
     for to in SAVE:  # the facts go on to what is made of it
         facts = json.loads((trip[to] / "conversion.json").read_text())
-        assert facts["source"] == manifest["source"]
-        assert manifest["source"] in (trip[to] / "README.md").read_text()
+        for fact in ("source", "revision", "source_layout", "source_files", "dropped"):
+            assert facts[fact] == manifest[fact]
+        for text in (*digests.values(), manifest["source"]):
+            assert text in (trip[to] / "README.md").read_text()
         assert set(facts["tensors"]) == set(stored(trip[to]))
     assert str(trip["from"].parent) not in "".join([card, json.dumps(manifest)])
 
@@ -120,6 +123,17 @@ def test_transformers_loads_the_export_and_agrees(trip):
         theirs = peer.eval()(input_ids=torch.from_numpy(tokens)).logits.numpy()
     assert np.abs(theirs).max() > 0.1
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_damaged_weights_are_not_passed_on(trip, tmp_path):
+    shutil.copytree(trip["ours"], tmp_path / "copy")
+    path = tmp_path / "copy" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["tensors"]["llm/norm/scale"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="parameter 'llm/norm/scale' is damaged"):
+        convert(open_source(tmp_path / "copy"), tmp_path / "hf", to="hf")
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"]
 
 
 @pytest.mark.parametrize("to", SAVE)
