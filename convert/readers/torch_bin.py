@@ -69,10 +69,6 @@ def _torch_records(records: dict[str, Record], file: Path) -> dict[str, Record]:
     if len(folders) != 1:
         raise InputError(f"{file} is no file of torch.save: it has {len(folders)} folders, not 1")
     inner = {name.partition("/")[2]: record for name, record in records.items()}
-    if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
-        raise InputError(
-            f"{file} is a TorchScript program, not weights", fix="save its state_dict() instead"
-        )
     if "data.pkl" not in inner:
         raise InputError(f"{file} is no file of torch.save: it lacks data.pkl")
     return inner

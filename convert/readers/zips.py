@@ -146,7 +146,8 @@ class _Archive:
             if method:
                 raise self._refuse(
                     f"zip record {shown(name)} is compressed (method {method})",
-                    "write it with torch.save, which stores records as they are",
+                    "save the state_dict() with torch.save, which stores records as they are, "
+                    "and not a TorchScript program",
                 )
             if flags & ~(_HAS_DESCRIPTOR | _UTF8) or disk not in (0, _FULL_16):
                 raise self._refuse(f"zip record {shown(name)} has unknown flags {flags:#x}")
