@@ -22,6 +22,7 @@ import numpy as np
 from convert.keys.table import Row, Table, regex
 from convert.transforms import Shape, Transform
 from janus_jax.errors import InputError
+from janus_jax.streaming import copy_in_order
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,10 @@ class Plan:
                 fused = np.empty(_tensor_shape(group), arrays[0].dtype)
                 yield key, np.concatenate(arrays, out=fused)
             else:
-                yield key, np.ascontiguousarray(arrays[0]).reshape(group[0].their_shape)
+                array = arrays[0]
+                if not array.flags.c_contiguous:
+                    array = copy_in_order(array, array.dtype)
+                yield key, array.reshape(group[0].their_shape)
 
     def _tensors(self) -> dict[str, list[Entry]]:
         """The entries that each tensor of theirs is written from."""

@@ -108,7 +108,7 @@ class StreamHandler(ocp.type_handlers.NumpyHandler):
         hashing = None
         for rows in _row_blocks(value, store.chunk_layout.write_chunk.shape):
             part = await asyncio.to_thread(
-                _copy, array if rows is None else array[rows], value.dtype
+                copy_in_order, array if rows is None else array[rows], value.dtype
             )
             if hashing is not None:
                 await hashing
@@ -135,7 +135,7 @@ def _piece(chunk: Sequence[int], itemsize: int) -> list[int]:
     return piece
 
 
-def _copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def copy_in_order(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """A copy in C order, of this dtype.
 
     A transposed matrix is copied in strips of columns. NumPy goes along the rows of the copy, where

@@ -32,8 +32,7 @@ class _Arrays(Mapping[str, np.ndarray]):
         self._params = params
 
     def __getitem__(self, path: str) -> np.ndarray:
-        tensor = self._params[path]
-        return tensor.read().astype(tensor.dtype, copy=False)
+        return self._params[path].read()  # in its own dtype: it is cast in blocks, when written
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._params)
