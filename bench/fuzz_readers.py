@@ -1,6 +1,6 @@
 """Fuzzes the readers of weight files with random damage to valid ones.
 
-    python bench/fuzz_readers.py --minutes 10 --json
+    python -m bench.fuzz_readers --minutes 10 --json
 
 Every file must be refused in one line or read within its bounds; the first that does anything else
 is kept and its path printed, and the status is 1. The short form runs in the tests.
