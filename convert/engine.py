@@ -143,7 +143,7 @@ class Plan:
             arrays = [e.transform.to_theirs(np.asarray(ours[e.ours])) for e in group]
             if len(group) > 1:
                 # Without `out` the result of transposed arrays would be transposed in memory too.
-                fused = np.empty(_tensor_shape(group), arrays[0].dtype)
+                fused = np.empty(_tensor_shape(group), np.result_type(*[a.dtype for a in arrays]))
                 yield key, np.concatenate(arrays, out=fused)
             else:
                 array = arrays[0]

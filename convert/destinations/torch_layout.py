@@ -53,7 +53,10 @@ def export_plan(source: Source, layout: Layout) -> Plan:
 
 def export_specs(plan: Plan, params: Mapping[str, LazyTensor]) -> dict[str, Spec]:
     """Shape and dtype of every tensor that an export writes, in its order."""
-    dtypes = {entry.theirs: params[entry.ours].dtype for entry in plan.entries}
+    dtypes: dict[str, np.dtype] = {}
+    for entry in plan.entries:  # tensors of several dtypes are fused in the widest, losing nothing
+        dtype = params[entry.ours].dtype
+        dtypes[entry.theirs] = np.promote_types(dtype, dtypes.get(entry.theirs, dtype))
     return {key: Spec(shape, dtypes[key]) for key, shape in plan.their_specs.items()}
 
 

@@ -12,6 +12,7 @@ import torch
 import transformers
 from flax import nnx
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from convert.pipeline import convert, lines
 from convert.source import open_source
@@ -123,6 +124,28 @@ def test_transformers_loads_the_export_and_agrees(trip):
         theirs = peer.eval()(input_ids=torch.from_numpy(tokens)).logits.numpy()
     assert np.abs(theirs).max() > 0.1
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_dtypes_that_are_fused_lose_nothing(tmp_path):
+    """DeepSeek has one matrix where we have three."""
+    save_hf(tmp_path / "from", torch.bfloat16)
+    key = "model.vision_model.encoder.layers.0.self_attn.{}_proj.weight"
+    (shard,) = [p for p in (tmp_path / "from").glob("*.safetensors") if key.format("k") in _keys(p)]
+    tensors = load_file(shard)
+    tensors[key.format("k")] = torch.full_like(tensors[key.format("k")], 0.1, dtype=torch.float32)
+    save_file(tensors, shard, metadata={"format": "pt"})
+    convert(open_source(tmp_path / "from"), tmp_path / "to", to="deepseek")
+    fused = stored(tmp_path / "to")["vision_model.vision_tower.blocks.0.attn.qkv.weight"]
+    q, k, v = fused.chunk(3)
+    assert torch.equal(k, tensors[key.format("k")]) and k.dtype == torch.float32
+    before = stored(tmp_path / "from")
+    assert torch.equal(q, before[key.format("q")].float())
+    assert torch.equal(v, before[key.format("v")].float())
+
+
+def _keys(path: Path) -> set[str]:
+    with safe_open(path, "pt") as file:
+        return set(file.keys())
 
 
 def test_damaged_weights_are_not_passed_on(trip, tmp_path):
