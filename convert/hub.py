@@ -8,8 +8,10 @@ from pathlib import Path
 
 from janus_jax.errors import InputError
 
-# Nothing that could run is fetched, and no second copy of the weights in another framework.
-_PATTERNS = ("*.json", "*.safetensors", "pytorch_model*.bin", "*.jinja", "tokenizer.model")
+# Nothing that could run is fetched.
+_FILES = ("*.json", "*.jinja", "tokenizer.model")
+_SAFETENSORS = (*_FILES, "*.safetensors")
+_BIN = (*_FILES, "pytorch_model*.bin")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
@@ -55,7 +57,12 @@ def fetch(name: str) -> Snapshot:
 
     repo, _, revision = name.partition("@")
     try:
-        path = snapshot_download(repo, revision=revision or None, allow_patterns=list(_PATTERNS))
+        path = Path(
+            snapshot_download(repo, revision=revision or None, allow_patterns=list(_SAFETENSORS))
+        )
+        # A repository may hold its weights twice; the second copy, of gigabytes, is not fetched.
+        if not any(path.glob("*.safetensors")):
+            path = Path(snapshot_download(repo, revision=path.name, allow_patterns=list(_BIN)))
     except GatedRepoError as error:
         raise InputError(
             f"{name!r} asks for its terms to be accepted",
@@ -76,4 +83,4 @@ def fetch(name: str) -> Snapshot:
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(f"{name!r} cannot be fetched ({reason})", fix="try again") from error
-    return Snapshot(Path(path), Path(path).name)
+    return Snapshot(path, path.name)

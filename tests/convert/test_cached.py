@@ -1,6 +1,7 @@
 """Checkpoints of the hub, and PyTorch weights named as a model; all without a network."""
 
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_model_of_the_hub_is_converted_once(hub_cache, cache, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_an_evil_link_out_of_the_hubs_cache_is_refused(hub_cache, cache, tmp_path):
+def test_a_link_out_of_the_hubs_cache_is_refused(hub_cache, cache, tmp_path):
     (weights,) = hub_cache.rglob("pytorch_model.bin")
     shutil.move(weights.resolve(), tmp_path / "elsewhere.bin")
     weights.unlink()
@@ -95,8 +96,7 @@ def test_what_is_not_there_is_said_in_one_line(name, hub_cache, cache, capsys):
 def test_what_the_hub_refuses_is_said_in_one_line(error, match, monkeypatch):
     import huggingface_hub
 
-    def refuse(*_, **options):
-        assert "*.py" not in options["allow_patterns"]
+    def refuse(*_, **__):
         failure = error.__new__(error)
         Exception.__init__(failure, "too many requests\nand a page about it")
         raise failure
@@ -105,6 +105,30 @@ def test_what_the_hub_refuses_is_said_in_one_line(error, match, monkeypatch):
     with pytest.raises(InputError, match=match) as caught:
         hub.fetch("a/b@v1")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "fetched"),
+    [
+        (["model.safetensors", "pytorch_model.bin", "model.py"], ["model.safetensors"]),
+        (["pytorch_model.bin", "model.py", "training_args.bin"], ["pytorch_model.bin"]),
+    ],
+)
+def test_weights_are_fetched_once_and_no_code(files, fetched, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def download(repo, *, revision, allow_patterns):
+        assert repo == "a/b" and revision in (None, COMMIT)
+        (tmp_path / COMMIT).mkdir(exist_ok=True)
+        for name in (*files, "config.json"):
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / COMMIT / name).touch()
+        return str(tmp_path / COMMIT)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    snapshot = hub.fetch("a/b")
+    assert snapshot == hub.Snapshot(tmp_path / COMMIT, COMMIT)
+    assert sorted(path.name for path in snapshot.path.iterdir()) == ["config.json", *fetched]
 
 
 @pytest.mark.parametrize("name", ["a", "a/b/c", "../b", "a b/c", "a/b@", "~/b", "a/.b", "a/b@x y"])
