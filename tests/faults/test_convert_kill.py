@@ -112,5 +112,7 @@ def test_a_file_that_cannot_grow(to, source, start, tmp_path):
     """The system's own refusal, in the midst of the weights."""
     target = tmp_path / "model"
     text = finished(*start(source, target, "--to", to, file_limit=30_000), status=2)
-    assert text.count("\n") == 1 and "cannot be written" in text and "too large" in text
+    # Orbax's threads may remark on their own end before.
+    last = text.splitlines()[-1]
+    assert last.startswith(f"janus-jax: error: {str(target)!r} cannot be written (File too large)")
     assert not target.exists() and left(target) == []
