@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from janus_jax import functional, sharding
+from janus_jax.api import Janus
 from janus_jax.checkpoint import load_model, save_model
 from janus_jax.config import DEBUG, EMOJI
 from janus_jax.errors import InputError
@@ -93,6 +94,22 @@ def test_any_mesh_can_be_the_target(debug_dir, debug_model):
     assert leaf.addressable_shards[0].data.shape == (24, 80)
     for key, value in arrays(debug_model.params).items():
         np.testing.assert_array_equal(arrays(placed)[key], value, err_msg=key)
+
+
+def test_a_model_loads_onto_a_mesh_in_another_dtype(debug_dir, debug_model):
+    mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
+    placed = functional.flat_params(
+        Janus.from_pretrained(debug_dir, dtype="bfloat16", mesh=mesh).params
+    )
+    gate = placed["llm/layers/0/mlp/gate/kernel"]
+    assert gate.addressable_shards[0].data.shape == (12, 40)
+    for key, value in arrays(debug_model.params).items():
+        assert placed[key].dtype == ml_dtypes.bfloat16 and len(placed[key].sharding.device_set) == 8
+        np.testing.assert_array_equal(
+            np.asarray(placed[key]).astype(np.float32),
+            value.astype(ml_dtypes.bfloat16),
+            err_msg=key,
+        )
 
 
 def test_other_parameters_are_refused_by_name(tmp_path, params):
