@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.errors import InputError
@@ -111,6 +112,34 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Any = None) -> Me
     )
 
 
+def parse_mesh(text: str) -> dict[str, int]:
+    """Reads the form of the command line, `fsdp=2,tensor=4`.
+
+    Raises:
+      InputError: not that form, an unknown axis, an axis named twice, or a size below 1.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, equals, size = part.partition("=")
+        if not equals or axis not in MESH_AXES or axis in sizes or not size.isdecimal():
+            raise InputError(
+                f"mesh {text!r}",
+                f"sizes of {', '.join(MESH_AXES)}, such as fsdp=2,tensor=4",
+            )
+        sizes[axis] = int(size)
+    if min(sizes.values()) < 1:
+        raise InputError(f"mesh {text!r}", "sizes of 1 and more")
+    return sizes
+
+
+def mesh_of(params: Any) -> Mesh | None:
+    """The mesh that parameters are spread over; None where they are on one device."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        return None
+    return sharding.mesh if sharding.mesh.size > 1 else None
+
+
 def param_shardings(params: nnx.State, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> nnx.State:
     """The sharding of every parameter, as a tree like `params`.
 
@@ -134,14 +163,16 @@ def param_shardings(params: nnx.State, mesh: Mesh, rules: Rules = DEFAULT_RULES)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins the layout of an activation under the mesh of `jax.set_mesh`; without one, a no-op.
+    """Pins the layout of an activation under the mesh of `jax.set_mesh`.
+
+    Without a mesh, or outside `jax.jit`, where an array lies where it was put, it does nothing.
 
     Args:
       x: the activation.
       *axes: a logical axis or None for each dimension.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or not isinstance(x, Tracer):
         return x
     # An activation may be smaller than the mesh (one prompt, many devices): then it stays whole.
     parts: list[tuple[str, ...] | None] = []

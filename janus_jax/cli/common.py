@@ -51,15 +51,38 @@ def check_model(name: str) -> None:
             raise name_flag("model", error) from error
 
 
-def load(name: str, dtype: str | None) -> Janus:
-    """Loads the model.
+def check_mesh(text: str | None) -> None:
+    """Refuses a mesh that cannot be, before anything heavy is loaded.
 
     Raises:
-        InputError: Damaged files, or files that do not belong together.
+        InputError: Not the form of `fsdp=2,tensor=4`.
+    """
+    from janus_jax.sharding import parse_mesh
+
+    if text is not None:
+        try:
+            parse_mesh(text)
+        except InputError as error:
+            raise name_flag("mesh", error) from error
+
+
+def load(name: str, dtype: str | None, mesh: str | None = None) -> Janus:
+    """Loads the model, onto the mesh of all devices that `mesh` describes.
+
+    Raises:
+        InputError: Damaged files, files that do not belong together, or a mesh of another number
+            of devices than there are.
     """
     from janus_jax.api import Janus
+    from janus_jax.sharding import make_mesh, parse_mesh
 
+    places = None
+    if mesh is not None:
+        try:
+            places = make_mesh(parse_mesh(mesh))
+        except InputError as error:
+            raise name_flag("mesh", error) from error
     try:
-        return Janus.from_pretrained(name, dtype=dtype)
+        return Janus.from_pretrained(name, dtype=dtype, mesh=places)
     except InputError as error:
         raise name_flag("model", error) from error

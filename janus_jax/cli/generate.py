@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from janus_jax.cli.common import check_model, load
+from janus_jax.cli.common import check_mesh, check_model, load
 from janus_jax.errors import InputError
 from janus_jax.generate.settings import check_settings
 
@@ -51,6 +51,7 @@ class Generate:
             picture.
         dtype: Precision of the weights; by default float32 on a CPU, bfloat16 elsewhere. int8
             halves the memory of bfloat16.
+        mesh: Spread the model over all devices, such as fsdp=2,tensor=4.
         json: Print {"images": [paths]} on stdout instead of one path a line.
     """
 
@@ -64,6 +65,7 @@ class Generate:
     seed: int = 0
     out: Path = Path("pictures")
     dtype: Literal["float32", "bfloat16", "int8"] | None = None
+    mesh: str | None = None
     json: bool = False
 
 
@@ -89,9 +91,10 @@ def run(options: Generate) -> int:
     }
     check_settings(flags=True, n=options.n, **settings)
     check_model(options.model)
+    check_mesh(options.mesh)
     _prepare(options.out)
 
-    model = load(options.model, options.dtype)
+    model = load(options.model, options.dtype, options.mesh)
     with _progress() as progress:
         pictures = model.generate_images(options.prompts, options.n, progress=progress, **settings)
     paths = [

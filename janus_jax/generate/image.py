@@ -15,10 +15,11 @@ only, and at most 16 of them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ from janus_jax.models.janus import JanusModel
 from janus_jax.nn.cache import KVCache
 from janus_jax.processing.prompt import Roles, generation_prompt, left_pad, unconditional
 from janus_jax.processing.tokenizer import Tokenizer
+from janus_jax.sharding import constrain, mesh_of
 
 Progress = Callable[[int, int], None]
 
@@ -132,15 +134,21 @@ def begin(
         """[Q, 2, ...] -> [R, ...]: every picture gets its prompt's two rows."""
         return x[owner].reshape(-1, *x.shape[2:])
 
+    def kept(x: jax.Array) -> jax.Array:
+        """Keys or values [Q, 2, S, K, H] -> [R, S, K, H], rows and heads over the mesh."""
+        return constrain(rows(x), "batch", None, "heads", None)
+
     cache = KVCache(
-        k=tuple(map(rows, caches.k)),
-        v=tuple(map(rows, caches.v)),
+        k=tuple(map(kept, caches.k)),
+        v=tuple(map(kept, caches.v)),
         valid=rows(caches.valid),
         length=caches.length[0],
     )
     keys = row_keys(*keys_from)
     first = _next_codes(model, rows(last), keys, jnp.int32(0), weight, how)
     codes = jnp.zeros((owner.shape[0], num_codes), jnp.int32).at[:, 0].set(first)
+    # Whole on every device: each host of several can read all of them.
+    codes = constrain(codes, None, None)
     lengths = jnp.repeat(jnp.sum(mask, axis=-1, dtype=jnp.int32)[owner], 2)
     return DrawState(cache, codes, jnp.int32(1), lengths, keys)
 
@@ -180,13 +188,14 @@ def advance(
         codes = lax.dynamic_update_slice_in_dim(state.codes, drawn[:, None], state.step, axis=1)
         return DrawState(cache, codes, state.step + 1, state.prompt_length, state.keys)
 
-    return lax.while_loop(lambda state: state.step < stop, body, state)
+    done = lax.while_loop(lambda state: state.step < stop, body, state)
+    return replace(done, codes=constrain(done.codes, None, None))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
 def pictures(graphdef: Any, params: Any, codes: jax.Array) -> jax.Array:
     """Codes [N, P] -> pictures [N, S, S, 3] float32, about [-1, 1]."""
-    return nnx.merge(graphdef, params).vq_decode(codes)
+    return constrain(nnx.merge(graphdef, params).vq_decode(codes), None, None, None, None)
 
 
 def decode_codes(graphdef: Any, params: Any, codes: np.ndarray, chunk: int = 1) -> np.ndarray:
@@ -203,11 +212,17 @@ def decode_codes(graphdef: Any, params: Any, codes: np.ndarray, chunk: int = 1) 
     """
     short = -len(codes) % chunk
     padded = np.concatenate([codes, np.repeat(codes[-1:], short, axis=0)])
-    parts = [
-        pictures(graphdef, params, jnp.asarray(padded[i : i + chunk]))
-        for i in range(0, len(padded), chunk)
-    ]
+    with on_mesh(params):
+        parts = [
+            pictures(graphdef, params, padded[i : i + chunk]) for i in range(0, len(padded), chunk)
+        ]
     return np.concatenate([np.asarray(part) for part in parts])[: len(codes)]
+
+
+def on_mesh(params: Any) -> contextlib.AbstractContextManager[Any]:
+    """Makes the mesh of the parameters the one that `constrain` pins activations to."""
+    mesh = mesh_of(params)
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def encode_prompts(
@@ -294,24 +309,25 @@ def generate_codes(
             np.stack([prompt_digest(prompts[p]) for p, _ in batch]),
             np.array([i for _, i in batch], np.int32),
         )
-        state = begin(
-            graphdef,
-            params,
-            ids.reshape(-1, 2, length),
-            mask[::2],
-            positions[::2],
-            np.array([chosen.index(p) for p, _ in batch], np.int32),
-            keys_from,
-            weight,
-            how,
-            num_codes=size,
-        )
-        every = size if progress is None else math.ceil(size / _REPORTS)
-        for stop in [*range(every, size, every), size]:
-            state = advance(graphdef, params, state, np.int32(stop), weight, how)
-            if progress is not None:
-                jax.block_until_ready(state.step)
-                progress(done + stop * len(batch), total)
+        with on_mesh(params):
+            state = begin(
+                graphdef,
+                params,
+                ids.reshape(-1, 2, length),
+                mask[::2],
+                positions[::2],
+                np.array([chosen.index(p) for p, _ in batch], np.int32),
+                keys_from,
+                weight,
+                how,
+                num_codes=size,
+            )
+            every = size if progress is None else math.ceil(size / _REPORTS)
+            for stop in [*range(every, size, every), size]:
+                state = advance(graphdef, params, state, np.int32(stop), weight, how)
+                if progress is not None:
+                    jax.block_until_ready(state.step)
+                    progress(done + stop * len(batch), total)
         done += size * len(batch)
         for (p, i), row in zip(batch, np.asarray(state.codes), strict=True):
             codes[p, i] = row
