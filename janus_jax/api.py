@@ -15,20 +15,13 @@ from janus_jax.config import JanusConfig
 from janus_jax.errors import InputError
 from janus_jax.functional import flat_params
 from janus_jax.generate import image as draw
-from janus_jax.generate import text as answer
+from janus_jax.generate.batch import ChatRequest, ChatResult, answer_batch
+from janus_jax.generate.chat import Conversation, ImageSource
 from janus_jax.generate.sampling import Sampling
 from janus_jax.generate.settings import check_settings
-from janus_jax.processing import (
-    StreamDecoder,
-    Turn,
-    chat_prompt,
-    load_image,
-    to_uint8,
-    understanding_pixels,
-)
+from janus_jax.generate.stops import Stop
+from janus_jax.processing import to_uint8
 from janus_jax.quantize import is_quantized
-
-ImageSource = str | Path | bytes | Image.Image
 
 
 class Janus:
@@ -169,7 +162,11 @@ class Janus:
         *,
         max_tokens: int = 512,
         temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
+        system: str | None = None,
+        stop: Stop = (),
         stream: Literal[False] = False,
     ) -> str: ...
 
@@ -181,7 +178,11 @@ class Janus:
         *,
         max_tokens: int = 512,
         temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
+        system: str | None = None,
+        stop: Stop = (),
         stream: Literal[True],
     ) -> Iterator[str]: ...
 
@@ -192,7 +193,11 @@ class Janus:
         *,
         max_tokens: int = 512,
         temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
+        system: str | None = None,
+        stop: Stop = (),
         stream: bool = False,
     ) -> str | Iterator[str]:
         """Answers a question, about pictures or without.
@@ -202,7 +207,12 @@ class Janus:
           images: files, bytes of files, or PIL images.
           max_tokens: most tokens of the answer; it also ends where the model's positions do.
           temperature: 0 takes the likeliest token each time.
+          top_k: draw from the k likeliest tokens only.
+          top_p: draw from the fewest likeliest tokens that hold this probability only.
           seed: 0 to 2**32 - 1; matters above temperature 0.
+          system: system prompt; None is the model's own.
+          stop: texts before which the answer ends, or a function that sees the answer so far after
+            each piece and returns True to end it.
           stream: give the answer in pieces as it is made, instead of whole.
 
         Returns:
@@ -213,46 +223,51 @@ class Janus:
           InputError: a question, image or setting that cannot be used; names it. Also with
             `stream` it is raised by this call, before the first piece.
         """
-        check_settings(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        if not isinstance(question, str) or not question.strip():
-            raise InputError(f"the question is {question!r}", "a text that is not empty")
-        if isinstance(images, str | bytes | Path | Image.Image):
-            raise InputError("images is one picture", "a list of pictures", "write [picture]")
-        pictures = [load_image(source) for source in images]
-        prompt = chat_prompt(
-            self.tokenizer,
-            [Turn("user", question, num_images=len(pictures))],
-            roles=self.processor.roles,
-            system=self.processor.system_prompt,
-            num_image_tokens=self.config.vision.num_patches,
-        )
-        answer.answer_room(self.config, prompt)
-        pixels = None
-        if pictures:
-            pixels = np.stack([understanding_pixels(p, self.processor.image) for p in pictures])
-        tokens = answer.generate_tokens(
-            self.graphdef,
-            self.params,
-            self.config,
-            self.tokenizer,
-            prompt,
-            pixels,
-            text=question,
-            max_tokens=max_tokens,
-            how=_sampling(temperature, None, None),
-            seed=seed,
-        )
-        if stream:
-            return self._pieces(tokens)
-        return self.tokenizer.decode(tokens).strip()
+        chat = self.start_chat(system, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        return chat.ask(question, images, max_tokens=max_tokens, stop=stop, stream=stream)
 
-    def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
-        decoder = StreamDecoder(self.tokenizer)
-        for token in tokens:
-            if piece := decoder.push(token):
-                yield piece
-        if piece := decoder.finish():
-            yield piece
+    def start_chat(
+        self,
+        system: str | None = None,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> Conversation:
+        """Starts a conversation of several turns: `chat.ask(question, images)`, again and again.
+
+        Each turn reads only what is new. The arguments are those of `chat`; the first answer is
+        that of `chat` with the same ones.
+
+        Raises:
+          InputError: a setting that cannot be used; names it.
+        """
+        check_settings(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        how = _sampling(temperature, top_k, top_p)
+        return Conversation(self._loaded, system=system, how=how, seed=seed)
+
+    def chat_batch(
+        self,
+        requests: Sequence[ChatRequest],
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop: Stop = (),
+    ) -> list[ChatResult]:
+        """Answers many questions at once, each with its own pictures, seed and system prompt.
+
+        Every request is answered as it would be alone. One that cannot be used fails alone: its
+        result holds the error, which names it.
+
+        Raises:
+          InputError: a setting of all requests that cannot be used.
+        """
+        check_settings(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+        how = _sampling(temperature, top_k, top_p)
+        return answer_batch(self._loaded, requests, max_tokens=max_tokens, how=how, stop=stop)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a model directory with the weights in the precision they were stored in.

@@ -40,7 +40,14 @@ if os.environ.get("JANUS_JAX_TYPECHECK", "1") != "0":
     # The core only: what stands at the border (processing, the API, the command line) takes
     # anything and refuses it with an InputError, which its tests must reach.
     install_import_hook(
-        ["janus_jax.models", "janus_jax.nn", "janus_jax.functional", "janus_jax.generate"],
+        [
+            "janus_jax.models",
+            "janus_jax.nn",
+            "janus_jax.functional",
+            "janus_jax.generate.image",
+            "janus_jax.generate.sampling",
+            "janus_jax.generate.text",
+        ],
         "tests.typecheck.check",
     )
 

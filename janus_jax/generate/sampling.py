@@ -49,7 +49,7 @@ def row_keys(seed: jax.Array, digests: jax.Array, indices: jax.Array) -> jax.Arr
     """The key of each picture.
 
     Args:
-      seed: uint32 scalar.
+      seed: uint32 scalar, or [N] where each row has its own.
       digests: uint32 [N, 2], `prompt_digest` of each row's prompt.
       indices: int32 [N], number of the picture among those of its prompt.
 
@@ -57,13 +57,13 @@ def row_keys(seed: jax.Array, digests: jax.Array, indices: jax.Array) -> jax.Arr
       Typed keys [N].
     """
 
-    def one(digest: jax.Array, index: jax.Array) -> jax.Array:
+    def one(seed: jax.Array, digest: jax.Array, index: jax.Array) -> jax.Array:
         key = jax.random.key(seed)
         for word in (digest[0], digest[1], index):
             key = jax.random.fold_in(key, word)
         return key
 
-    return jax.vmap(one)(digests, indices)
+    return jax.vmap(one)(jnp.broadcast_to(seed, indices.shape), digests, indices)
 
 
 def guide(conditional: jax.Array, unconditional: jax.Array, weight: jax.Array) -> jax.Array:

@@ -11,22 +11,19 @@ compiled.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 
 from janus_jax.config import JanusConfig
 from janus_jax.errors import InputError
-from janus_jax.generate.sampling import Sampling, bucket_length, prompt_digest, row_keys, sample
+from janus_jax.generate.sampling import Sampling, row_keys, sample
 from janus_jax.nn.cache import KVCache
-from janus_jax.processing.prompt import Prompt, image_index, left_pad
-from janus_jax.processing.tokenizer import Tokenizer
+from janus_jax.processing.prompt import Prompt
 
 # Tokens between two visits to the host: few enough that a stream feels live, and enough that the
 # visits cost nothing.
@@ -80,7 +77,7 @@ def begin(
       positions: int32 [B, T].
       pixels: float32 [N, S, S, 3] normalised pictures, or None.
       index: int32 [B, T] as `janus_jax.processing.image_index` makes it, or None.
-      keys_from: seed uint32 [], digests uint32 [B, 2], numbers int32 [B].
+      keys_from: seeds uint32 [] or [B], digests uint32 [B, 2], numbers int32 [B].
       eos: id of the end-of-sentence token.
       how: sampling.
       slots: S.
@@ -114,7 +111,7 @@ def advance(
       graphdef: static part of the model.
       params: parameters.
       state: given up by the caller (its buffers are reused).
-      stop: no token beyond this number of them.
+      stop: no token beyond this number of them; int32, a scalar or [B] for each row its own.
       eos: id of the end-of-sentence token, which also fills ended answers.
       how: sampling.
       piece: C.
@@ -127,7 +124,7 @@ def advance(
 
     def more(carry: tuple[ChatState, jax.Array, jax.Array]) -> jax.Array:
         state, _, filled = carry
-        return (filled < piece) & (state.step < stop) & ~jnp.all(state.done)
+        return (filled < piece) & jnp.any(~state.done & (state.step < stop))
 
     def body(
         carry: tuple[ChatState, jax.Array, jax.Array],
@@ -136,9 +133,10 @@ def advance(
         x = model.embed(state.token[:, None])
         h, cache = model.decode_step(x, state.position[:, None], state.cache)
         drawn = sample(state.keys, state.step, model.text_logits(h[:, 0]), how)
-        token = jnp.where(state.done, eos, drawn).astype(jnp.int32)
+        ended = state.done | (state.step >= stop)
+        token = jnp.where(ended, eos, drawn).astype(jnp.int32)
         tokens = lax.dynamic_update_slice_in_dim(tokens, token[:, None], filled, axis=1)
-        done = state.done | (token == eos)
+        done = ended | (token == eos)
         new = ChatState(cache, token, state.position + 1, state.step + 1, done, state.keys)
         return new, tokens, filled + 1
 
@@ -161,64 +159,3 @@ def answer_room(config: JanusConfig, prompt: Prompt) -> int:
             "shorten the question" + (" or send fewer pictures" if pictures else ""),
         )
     return room
-
-
-def generate_tokens(
-    graphdef: Any,
-    params: Any,
-    config: JanusConfig,
-    tokenizer: Tokenizer,
-    prompt: Prompt,
-    pixels: np.ndarray | None,
-    *,
-    text: str,
-    max_tokens: int,
-    how: Sampling,
-    seed: int,
-) -> Iterator[int]:
-    """Answers one conversation, token by token.
-
-    Args:
-      graphdef: static part of the model.
-      params: parameters.
-      config: its architecture.
-      tokenizer: vocabulary.
-      prompt: the conversation, open for the assistant.
-      pixels: float32 [N, S, S, 3], the pictures of the prompt's spans in order; None without.
-      text: what the sampling keys derive from beside the seed, such as the question.
-      max_tokens: most tokens of the answer.
-      how: sampling.
-      seed: 0 to 2**32 - 1.
-
-    Yields:
-      Token ids, without the end-of-sentence token.
-
-    Raises:
-      InputError: the prompt leaves no room for an answer.
-    """
-    stop = min(max_tokens, answer_room(config, prompt))
-    length = bucket_length(len(prompt.ids))
-    ids, mask, positions = left_pad([prompt.ids], tokenizer.pad, length)
-    index = None
-    if pixels is not None:
-        spans, shift = [prompt.image_spans], [length - len(prompt.ids)]
-        index = image_index(spans, length, config.vision.num_patches, shift)
-    keys_from = (np.uint32(seed), prompt_digest(text)[None], np.zeros(1, np.int32))
-    eos = np.int32(tokenizer.eos)
-    # The number of slots is bucketed too: another --max-tokens then rarely compiles again.
-    slots = bucket_length(length + stop)
-    state = begin(
-        graphdef, params, ids, mask, positions, pixels, index, keys_from, eos, how, slots=slots
-    )
-    tokens, filled = np.asarray(state.token)[:, None], 1
-    made = 0
-    while True:
-        for token in tokens[0, :filled]:
-            if token == tokenizer.eos:
-                return
-            yield int(token)
-        made += filled
-        if made >= stop:
-            return
-        state, piece, count = advance(graphdef, params, state, np.int32(stop), eos, how)
-        tokens, filled = np.asarray(piece), int(count)

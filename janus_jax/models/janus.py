@@ -143,6 +143,12 @@ class JanusModel(nnx.Module):
         """One more token for each row: [B, 1, D], positions [B, 1] -> ([B, 1, D], cache)."""
         return self.llm.decode_step(x, positions, cache)
 
+    def extend(
+        self, x: jax.Array, positions: jax.Array, mask: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """T more tokens for each row; see `Llama.extend`."""
+        return self.llm.extend(x, positions, mask, cache)
+
     def vq_encode(self, pixels: jax.Array, taps: Taps = None) -> jax.Array:
         """Pictures [B, S, S, 3] in [-1, 1] -> codes [B, P] int32, row-major."""
         return self.vq.encode(pixels, taps)

@@ -94,7 +94,7 @@ class Layer(nnx.Module):
         v_cache: jax.Array,
         slot: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """One token [B, 1, D] against the cache [B, S, K, H] of this layer, written at `slot`."""
+        """Tokens [B, T, D] against the cache [B, S, K, H] of this layer, written from `slot` on."""
         q, k, v = self.attn.project(self.attn_norm(x), rope)
         k_cache, v_cache = write_slot(k_cache, k, slot), write_slot(v_cache, v, slot)
         x = x + self.attn.attend(q, k_cache.astype(q.dtype), v_cache.astype(q.dtype), mask)
@@ -170,14 +170,45 @@ class Llama(nnx.Module):
         Returns:
           Normalised hidden state [B, 1, D] and the grown cache.
         """
+        valid = write_slot(cache.valid, jnp.ones((x.shape[0], 1), bool), cache.length)
+        return self._with_cache(x, positions, valid, valid[:, None], cache)
+
+    def extend(
+        self, x: jax.Array, positions: jax.Array, mask: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """T more tokens for every row, causal among themselves, after all that the cache holds.
+
+        Args:
+          x: [B, T, D] input embeddings.
+          positions: [B, T] int32.
+          mask: [B, T] bool, True for real tokens; the others take slots that nobody looks at.
+          cache: the tokens go to the slots `cache.length` to `cache.length + T - 1`, which must
+            exist (a write past the end would be moved backwards over real tokens).
+
+        Returns:
+          Normalised hidden states [B, T, D] and the grown cache.
+        """
+        t, slot = x.shape[1], cache.length
+        valid = write_slot(cache.valid, mask, slot)
+        reach = jnp.arange(valid.shape[1]) <= slot + jnp.arange(t)[:, None]
+        return self._with_cache(x, positions, valid, valid[:, None] & reach, cache)
+
+    def _with_cache(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        valid: jax.Array,
+        visible: jax.Array,
+        cache: KVCache,
+    ) -> tuple[jax.Array, KVCache]:
         rope, slot = self.rope(positions), cache.length
-        valid = write_slot(cache.valid, jnp.ones((x.shape[0], 1), bool), slot)
         keys, values = [], []
         for layer, k, v in zip(self.layers, cache.k, cache.v, strict=True):
-            x, k, v = layer.decode(x, rope, valid[:, None], k, v, slot)
+            x, k, v = layer.decode(x, rope, visible, k, v, slot)
             keys.append(k)
             values.append(v)
-        return self.norm(x), KVCache(tuple(keys), tuple(values), valid, slot + 1)
+        grown = KVCache(tuple(keys), tuple(values), valid, slot + x.shape[1])
+        return self.norm(x), grown
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Text logits [..., V] float32 of normalised states [..., D]."""

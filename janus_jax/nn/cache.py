@@ -57,6 +57,35 @@ class KVCache:
             length=jnp.asarray(t, jnp.int32),
         )
 
+    @classmethod
+    def empty(
+        cls, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: Any
+    ) -> KVCache:
+        """A cache of `slots` slots with nothing in it."""
+
+        def zeros() -> tuple[jax.Array, ...]:
+            return tuple(
+                jnp.zeros((batch, slots, kv_heads, head_dim), dtype) for _ in range(layers)
+            )
+
+        return cls(zeros(), zeros(), jnp.zeros((batch, slots), bool), jnp.int32(0))
+
+    def grow(self, slots: int) -> KVCache:
+        """The same contents with `slots` slots, at least as many as before."""
+        more = slots - self.valid.shape[1]
+        pad = ((0, 0), (0, more), (0, 0), (0, 0))
+        return KVCache(
+            tuple(jnp.pad(k, pad) for k in self.k),
+            tuple(jnp.pad(v, pad) for v in self.v),
+            jnp.pad(self.valid, pad[:2]),
+            self.length,
+        )
+
+    def rewind(self, length: jax.Array) -> KVCache:
+        """Forgets every slot from `length` (int32 scalar) on."""
+        kept = self.valid & (jnp.arange(self.valid.shape[1]) < length)
+        return KVCache(self.k, self.v, kept, length)
+
     def repeat(self, n: int) -> KVCache:
         """Repeats every row n times, row by row (b0 b0 b1 b1 ...): one prompt, n images."""
 
@@ -69,6 +98,6 @@ class KVCache:
 
 
 def write_slot(buffer: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
-    """Writes `new` [B, 1, ...] at `slot` of `buffer` [B, S, ...] (in place when donated)."""
+    """Writes `new` [B, T, ...] at `slot` of `buffer` [B, S, ...] (in place when donated)."""
     start = (jnp.zeros_like(slot), slot) + (jnp.zeros_like(slot),) * (buffer.ndim - 2)
     return lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), start)

@@ -7,7 +7,9 @@ from janus_jax import functional
 from janus_jax.checkpoint import LoadedModel
 from janus_jax.errors import InputError
 from janus_jax.generate import text
+from janus_jax.generate.chat import Conversation, extend
 from janus_jax.generate.sampling import Sampling
+from janus_jax.generate.text import answer_room
 from janus_jax.processing import (
     Prompt,
     Turn,
@@ -36,19 +38,16 @@ def ask(model: LoadedModel, question: str, pictures: int) -> tuple[Prompt, np.nd
 
 
 def answer(model: LoadedModel, question: str = QUESTION, pictures: int = 1, **settings) -> list:
-    settings = {"max_tokens": 20, "how": GREEDY, "seed": 0, "text": question} | settings
     prompt, pixels = ask(model, question, pictures)
-    return list(
-        text.generate_tokens(
-            model.graphdef,
-            model.params,
-            model.config,
-            model.tokenizer,
-            prompt,
-            pixels,
-            **settings,
-        )
-    )
+    return ids_of(model, prompt, pixels, **{"text": question} | settings)
+
+
+def ids_of(model, prompt, pixels, *, text, max_tokens=20, how=GREEDY, seed=0) -> list[int]:
+    """The ids of one answer, without the end-of-sentence token."""
+    most = min(max_tokens, answer_room(model.config, prompt))
+    chat = Conversation(model, system="", how=how, seed=seed)
+    pictures = () if pixels is None else tuple(pixels)
+    return [token for token in chat._tokens(prompt, pictures, text, most) if token is not None]
 
 
 @pytest.mark.parametrize("pictures", [0, 1, 2])
@@ -75,13 +74,7 @@ def test_greedy_answers_are_those_of_full_recomputation(debug_model, pictures):
 
 def test_pictures_matter_and_so_does_their_order(debug_model):
     prompt, pixels = ask(debug_model, QUESTION, 2)
-    arguments = (debug_model.graphdef, debug_model.params, debug_model.config)
-    settings = {"text": "", "max_tokens": 20, "how": GREEDY, "seed": 0}
-    tokenizer = debug_model.tokenizer
-    first, second = (
-        list(text.generate_tokens(*arguments, tokenizer, prompt, p, **settings))
-        for p in (pixels, pixels[::-1])
-    )
+    first, second = (ids_of(debug_model, prompt, p, text="") for p in (pixels, pixels[::-1]))
     assert first != second
 
 
@@ -117,6 +110,6 @@ def test_sampling_follows_the_seed(debug_model):
 
 def test_a_second_question_compiles_nothing(debug_model):
     answer(debug_model)
-    sizes = text.begin._cache_size(), text.advance._cache_size()
+    sizes = extend._cache_size(), text.advance._cache_size()
     answer(debug_model, "Is this an image at all?", max_tokens=15)
-    assert (text.begin._cache_size(), text.advance._cache_size()) == sizes
+    assert (extend._cache_size(), text.advance._cache_size()) == sizes

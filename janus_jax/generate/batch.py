@@ -1,0 +1,188 @@
+"""Many conversations answered at once.
+
+Dims: B rows, T padded prompt length, N pictures of all rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from janus_jax.checkpoint import LoadedModel
+from janus_jax.errors import InputError
+from janus_jax.generate.chat import Ending, ImageSource, prepare
+from janus_jax.generate.sampling import Sampling, bucket_length, prompt_digest
+from janus_jax.generate.settings import check_settings
+from janus_jax.generate.stops import Stop, StopText
+from janus_jax.generate.text import advance, answer_room, begin
+from janus_jax.processing import Prompt, StreamDecoder, Turn, chat_prompt, image_index, left_pad
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One question of a batch.
+
+    Attributes:
+      question: not empty.
+      images: pictures before it: files, bytes of files, or PIL images.
+      seed: 0 to 2**32 - 1; matters above temperature 0.
+      system: system prompt; None is the model's own.
+      name: what errors call it; by default its number, from 1.
+    """
+
+    question: str
+    images: Sequence[ImageSource] = ()
+    seed: int = 0
+    system: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class ChatResult:
+    """What came of it.
+
+    Attributes:
+      text: the answer without outer white space; None where the request failed.
+      ending: `end`, `length` or `stop`, as in `Conversation`; None where it failed.
+      error: why it failed; None where it did not.
+    """
+
+    text: str | None = None
+    ending: Ending | None = None
+    error: InputError | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    request: ChatRequest
+    prompt: Prompt
+    pixels: tuple[np.ndarray, ...]
+    most: int
+
+
+class _Answer:
+    """Text of one row in the making."""
+
+    def __init__(self, model: LoadedModel, stop: Stop):
+        self._decoder, self._gate = StreamDecoder(model.tokenizer), StopText(stop)
+        self._eos = model.tokenizer.eos
+        self.text, self.ending = "", "length"
+        self.done = False
+
+    def push(self, token: int) -> None:
+        if token == self._eos:
+            self.done, self.ending = True, "end"
+            return
+        self.text += self._gate.push(self._decoder.push(token))
+        if self._gate.stopped:
+            self.done, self.ending = True, "stop"
+
+    def finish(self) -> ChatResult:
+        self.text += self._gate.push(self._decoder.finish()) + self._gate.finish()
+        ending: Any = "stop" if self._gate.stopped else self.ending
+        return ChatResult(self.text.strip(), ending)
+
+
+def answer_batch(
+    model: LoadedModel,
+    requests: Sequence[ChatRequest],
+    *,
+    max_tokens: int,
+    how: Sampling,
+    stop: Stop = (),
+) -> list[ChatResult]:
+    """Answers every request that can be answered.
+
+    Args:
+      model: a loaded model.
+      requests: any number.
+      max_tokens: most tokens of each answer.
+      how: sampling, the same for all.
+      stop: stop texts, or a rule; the same for all.
+
+    Returns:
+      One result for each request, in order.
+
+    Raises:
+      InputError: `stop` cannot be used.
+    """
+    StopText(stop)
+    results: list[ChatResult | None] = [None] * len(requests)
+    rows: dict[int, _Row] = {}
+    for i, request in enumerate(requests):
+        try:
+            rows[i] = _prepare(model, request, max_tokens)
+        except InputError as error:
+            name = f"request {i + 1}" if request.name is None else request.name
+            failed = InputError(f"{name}: {error.what}", error.allowed, error.fix)
+            results[i] = ChatResult(error=failed)
+    if rows:
+        for i, result in zip(rows, _run(model, list(rows.values()), how, stop), strict=True):
+            results[i] = result
+    return [result for result in results if result is not None]
+
+
+def _prepare(model: LoadedModel, request: ChatRequest, max_tokens: int) -> _Row:
+    check_settings(seed=request.seed)
+    pixels = prepare(model, request.question, request.images)
+    prompt = chat_prompt(
+        model.tokenizer,
+        [Turn("user", request.question, num_images=len(pixels))],
+        roles=model.processor.roles,
+        system=model.processor.system_prompt if request.system is None else request.system,
+        num_image_tokens=model.config.vision.num_patches,
+    )
+    return _Row(request, prompt, pixels, min(max_tokens, answer_room(model.config, prompt)))
+
+
+def _run(model: LoadedModel, rows: list[_Row], how: Sampling, stop: Stop) -> list[ChatResult]:
+    prompts = [row.prompt for row in rows]
+    length = bucket_length(max(len(prompt.ids) for prompt in prompts))
+    ids, mask, positions = left_pad([p.ids for p in prompts], model.tokenizer.pad, length)
+    pixels = [picture for row in rows for picture in row.pixels]
+    index = stacked = None
+    if pixels:
+        spans = [prompt.image_spans for prompt in prompts]
+        shifts = [length - len(prompt.ids) for prompt in prompts]
+        index = image_index(spans, length, model.config.vision.num_patches, shifts)
+        stacked = np.stack(pixels)
+    keys_from = (
+        np.array([row.request.seed for row in rows], np.uint32),
+        np.stack([prompt_digest(row.request.question) for row in rows]),
+        np.zeros(len(rows), np.int32),
+    )
+    most = np.array([row.most for row in rows], np.int32)
+    eos = np.int32(model.tokenizer.eos)
+    state = begin(
+        model.graphdef,
+        model.params,
+        ids,
+        mask,
+        positions,
+        stacked,
+        index,
+        keys_from,
+        eos,
+        how,
+        # Bucketed too: another max_tokens then rarely compiles again.
+        slots=bucket_length(length + int(most.max())),
+    )
+    answers = [_Answer(model, stop) for _ in rows]
+    tokens, made = np.asarray(state.token)[:, None], 0
+    while True:
+        for answer, row, found in zip(answers, rows, tokens, strict=True):
+            for token in found[: max(row.most - made, 0)]:
+                if not answer.done:
+                    answer.push(int(token))
+        made += tokens.shape[1]
+        ended = np.array([a.done or made >= r.most for a, r in zip(answers, rows, strict=True)])
+        if ended.all():
+            return [answer.finish() for answer in answers]
+        state = dataclasses.replace(state, done=jnp.asarray(ended))
+        state, piece, count = advance(model.graphdef, model.params, state, most, eos, how)
+        tokens = np.asarray(piece)[:, : int(count)]

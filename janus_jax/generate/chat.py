@@ -1,0 +1,362 @@
+"""Conversations: several turns, whose keys and values are kept between the turns.
+
+Dims: T padded number of new tokens, S cache slots, N pictures, P tokens of a picture.
+
+A turn is the whole conversation rendered as `chat_prompt` renders it, less the beginning that the
+cache holds already. The ids are compared one by one, so what the model sees is always that of a
+fresh run, also where the text of an answer is cut into other tokens than the model had chosen.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from janus_jax.checkpoint import LoadedModel
+from janus_jax.errors import InputError
+from janus_jax.generate.sampling import Sampling, bucket_length, prompt_digest, row_keys, sample
+from janus_jax.generate.settings import check_settings
+from janus_jax.generate.stops import Stop, StopText
+from janus_jax.generate.text import ChatState, advance, answer_room
+from janus_jax.nn.cache import KVCache
+from janus_jax.processing import (
+    Prompt,
+    StreamDecoder,
+    Turn,
+    chat_prompt,
+    image_index,
+    load_image,
+    understanding_pixels,
+)
+
+ImageSource = str | Path | bytes | Image.Image
+
+MIN_SLOTS = 512
+
+Ending = Literal["end", "length", "stop", "interrupted"]
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("cache",))
+def extend(
+    graphdef: Any,
+    params: Any,
+    cache: KVCache,
+    start: jax.Array | int,
+    count: jax.Array | int,
+    ids: jax.Array,
+    pixels: jax.Array | None,
+    index: jax.Array | None,
+    keys_from: tuple[jax.Array, jax.Array, jax.Array],
+    eos: jax.Array | int,
+    how: Sampling,
+) -> ChatState:
+    """Reads the new part of one conversation and samples the first token of the answer.
+
+    Args:
+      graphdef: static part of the model.
+      params: parameters.
+      cache: given up by the caller; one row without padding, so that slot and position agree.
+      start: tokens of the cache that stay.
+      count: new tokens.
+      ids: int32 [1, T], padded on the right; slots `start` to `start + T - 1` must exist.
+      pixels: float32 [N, S, S, 3], the pictures among the new tokens, or None.
+      index: int32 [1, T] as `janus_jax.processing.image_index` makes it, or None.
+      keys_from: seed uint32 [], digest uint32 [1, 2], number int32 [1].
+      eos: id of the end-of-sentence token.
+      how: sampling.
+
+    Returns:
+      The state after one token.
+    """
+    model = nnx.merge(graphdef, params)
+    start, count = jnp.int32(start), jnp.int32(count)
+    features = None if pixels is None else model.encode_image(pixels)
+    offsets = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
+    x = model.embed(ids, features, index)
+    h, cache = model.extend(x, start + offsets, offsets < count, cache.rewind(start))
+    last = jax.lax.dynamic_index_in_dim(h, count - 1, axis=1, keepdims=False)
+    keys = row_keys(*keys_from)
+    token = sample(keys, jnp.int32(0), model.text_logits(last), how)
+    end = start + count
+    cache = KVCache(cache.k, cache.v, cache.valid, end)
+    return ChatState(cache, token, end[None], jnp.int32(1), token == eos, keys)
+
+
+def cache_slots(needed: int) -> int:
+    """Slots of a conversation's cache: 512, 1024, 2048, ..., so that few sizes are compiled."""
+    return max(MIN_SLOTS, 1 << (needed - 1).bit_length())
+
+
+@dataclass(frozen=True, eq=False)
+class _Cached:
+    """What the cache holds: token i of `ids` in slot i, with these pictures in their places."""
+
+    cache: KVCache
+    ids: np.ndarray
+    pixels: tuple[np.ndarray, ...]
+
+    def shared_with(self, prompt: Prompt, pixels: tuple[np.ndarray, ...]) -> int:
+        """Tokens at the beginning that `prompt` has too; at least one of it is left to be read."""
+        most = min(len(self.ids), len(prompt.ids) - 1)
+        differ = np.flatnonzero(self.ids[:most] != prompt.ids[:most])
+        start = int(differ[0]) if len(differ) else most
+        # All pictures have the same ids: what tells them apart is the pixels.
+        for i, (at, size) in enumerate(prompt.image_spans):
+            same = i < len(self.pixels) and self.pixels[i] is pixels[i]
+            if at < start and not (same and at + size <= start):
+                return at
+        return start
+
+
+def prepare(
+    model: LoadedModel, question: str, images: Sequence[ImageSource]
+) -> tuple[np.ndarray, ...]:
+    """Checks a question and reads its pictures: N arrays float32 [S, S, 3], normalised.
+
+    Raises:
+      InputError: no question, or a picture that cannot be used; names it.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise InputError(f"the question is {question!r}", "a text that is not empty")
+    if isinstance(images, str | bytes | Path | Image.Image):
+        raise InputError("images is one picture", "a list of pictures", "write [picture]")
+    settings = model.processor.image
+    return tuple(understanding_pixels(load_image(source), settings) for source in images)
+
+
+class Conversation:
+    """One conversation with a model; `Janus.start_chat` makes it.
+
+    Attributes:
+      ending: how the last answer ended: `end` (the model's end of sentence), `length` (max_tokens,
+        or no room), `stop` (a stop text or rule), `interrupted` (the caller left the stream), or
+        None before the first.
+    """
+
+    def __init__(self, model: LoadedModel, *, system: str | None, how: Sampling, seed: int):
+        """Starts without turns.
+
+        Args:
+          model: a loaded model.
+          system: system prompt; None is the model's own.
+          how: sampling of the answers.
+          seed: 0 to 2**32 - 1.
+        """
+        self._model, self._how, self._seed = model, how, seed
+        self._system = model.processor.system_prompt if system is None else system
+        self._turns: tuple[Turn, ...] = ()
+        self._pixels: tuple[np.ndarray, ...] = ()
+        self._kept: _Cached | None = None
+        self._open: Iterator[str] | None = None
+        self.ending: Ending | None = None
+
+    @property
+    def history(self) -> tuple[Turn, ...]:
+        """The turns so far, user and assistant alternately."""
+        return self._turns
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the conversation so far, with its template and pictures; 0 before the first."""
+        return len(self._prompt(self._turns).ids) if self._turns else 0
+
+    @property
+    def room(self) -> int:
+        """Tokens that are left for questions, pictures and answers."""
+        return self._model.config.llm.max_positions - self.num_tokens
+
+    def reset(self) -> None:
+        """Forgets all turns; the compiled programs and the memory of the cache stay."""
+        self._close()
+        self._turns, self._pixels, self.ending = (), (), None
+
+    @overload
+    def ask(
+        self,
+        question: str,
+        images: Sequence[ImageSource] = (),
+        *,
+        max_tokens: int = 512,
+        stop: Stop = (),
+        stream: Literal[False] = False,
+    ) -> str: ...
+
+    @overload
+    def ask(
+        self,
+        question: str,
+        images: Sequence[ImageSource] = (),
+        *,
+        max_tokens: int = 512,
+        stop: Stop = (),
+        stream: bool,
+    ) -> str | Iterator[str]: ...
+
+    def ask(
+        self,
+        question: str,
+        images: Sequence[ImageSource] = (),
+        *,
+        max_tokens: int = 512,
+        stop: Stop = (),
+        stream: bool = False,
+    ) -> str | Iterator[str]:
+        """Asks the next question.
+
+        The turn joins the history when the answer ends. A stream that the caller leaves early is
+        kept as far as it was given; one that was never begun leaves no trace.
+
+        Args:
+          question: not empty.
+          images: pictures for this question: files, bytes of files, or PIL images. Those of earlier
+            turns are still seen.
+          max_tokens: most tokens of the answer; it also ends where the model's positions do.
+          stop: texts before which the answer ends, or a function that sees the answer so far after
+            each piece and returns True to end it.
+          stream: give the answer in pieces as it is made, instead of whole.
+
+        Returns:
+          The answer without outer white space; or with `stream` an iterator over its pieces, which
+          join to the same text but for that white space. No piece ends within a character.
+
+        Raises:
+          InputError: a question, image or setting that cannot be used, or a conversation that is
+            too long. This call raises it, with `stream` too, and nothing has changed.
+        """
+        self._close()
+        check_settings(max_tokens=max_tokens)
+        gate = StopText(stop)
+        pixels = prepare(self._model, question, images)
+        turn = Turn("user", question, num_images=len(pixels))
+        prompt = self._prompt((*self._turns, turn))
+        try:
+            room = answer_room(self._model.config, prompt)
+        except InputError as error:
+            if not self._turns:
+                raise
+            raise InputError(
+                f"the conversation is too long: {len(prompt.ids)} tokens with this question, "
+                f"{self.num_tokens} before it",
+                f"at most {self._model.config.llm.max_positions - 1} tokens, room for {self.room}",
+                "ask something shorter, or start a new conversation",
+            ) from error
+        self._open = self._answer(turn, pixels, prompt, min(max_tokens, room), gate)
+        return self._open if stream else "".join(self._open).strip()
+
+    def _answer(
+        self, turn: Turn, pixels: tuple[np.ndarray, ...], prompt: Prompt, most: int, gate: StopText
+    ) -> Iterator[str]:
+        decoder = StreamDecoder(self._model.tokenizer)
+        said, ending, begun = "", "interrupted", False
+        try:
+            for token in self._tokens(prompt, self._pixels + pixels, turn.text, most):
+                begun = True
+                if token is None:
+                    ending = "end"
+                    break
+                if piece := gate.push(decoder.push(token)):
+                    said += piece
+                    yield piece
+                if gate.stopped:
+                    ending = "stop"
+                    break
+            else:
+                ending = "length"
+            if piece := gate.push(decoder.finish()) + gate.finish():
+                said += piece
+                yield piece
+        finally:
+            if begun:
+                self._turns += (turn, Turn("assistant", said))
+                self._pixels += pixels
+                self.ending = ending
+
+    def _tokens(
+        self, prompt: Prompt, pixels: tuple[np.ndarray, ...], text: str, most: int
+    ) -> Iterator[int | None]:
+        """Ids of the answer; None at its end if the model ended it."""
+        model, eos = self._model, np.int32(self._model.tokenizer.eos)
+        state = self._read(prompt, pixels, text, most)
+        ids, made = prompt.ids, 0
+        new = np.asarray(state.token)
+        while True:
+            made += len(new)
+            # The last token has been sampled, but is not in the cache yet.
+            self._kept = _Cached(state.cache, np.concatenate([ids, new[:-1]]), pixels)
+            ids = np.concatenate([ids, new])
+            for token in new:
+                if token == eos:
+                    yield None
+                    return
+                yield int(token)
+            if made >= most:
+                return
+            # While the program runs the old cache is gone: whoever interrupts it must find none.
+            self._kept = None
+            state, piece, count = advance(
+                model.graphdef, model.params, state, np.int32(most), eos, self._how
+            )
+            new = np.asarray(piece)[0, : int(count)]
+
+    def _read(
+        self, prompt: Prompt, pixels: tuple[np.ndarray, ...], text: str, most: int
+    ) -> ChatState:
+        """Brings the cache up to the end of the prompt and samples the first token."""
+        model = self._model
+        kept, self._kept = self._kept, None
+        start = 0 if kept is None else kept.shared_with(prompt, pixels)
+        new = prompt.ids[start:]
+        length = bucket_length(len(new))
+        ids = np.full((1, length), model.tokenizer.pad, np.int32)
+        ids[0, : len(new)] = new
+        slots = cache_slots(max(start + length, len(prompt.ids) + most))
+        cache = self._room_for(slots, None if kept is None else kept.cache)
+        spans = [(at - start, size) for at, size in prompt.image_spans if at >= start]
+        index = stacked = None
+        if spans:
+            index = image_index([spans], length, model.config.vision.num_patches)
+            stacked = np.stack(pixels[len(pixels) - len(spans) :])
+        turn = np.array([sum(t.role == "user" for t in self._turns)], np.int32)
+        return extend(
+            model.graphdef,
+            model.params,
+            cache,
+            np.int32(start),
+            np.int32(len(new)),
+            ids,
+            stacked,
+            index,
+            (np.uint32(self._seed), prompt_digest(text)[None], turn),
+            np.int32(model.tokenizer.eos),
+            self._how,
+        )
+
+    def _room_for(self, slots: int, cache: KVCache | None) -> KVCache:
+        if cache is not None:
+            return cache if cache.valid.shape[1] >= slots else cache.grow(slots)
+        llm = self._model.config.llm
+        dtype = nnx.merge(self._model.graphdef, self._model.params).llm.embed.dtype
+        return KVCache.empty(llm.depth, 1, slots, llm.num_kv_heads, llm.head_dim, dtype)
+
+    def _prompt(self, turns: Sequence[Turn]) -> Prompt:
+        return chat_prompt(
+            self._model.tokenizer,
+            turns,
+            roles=self._model.processor.roles,
+            system=self._system,
+            num_image_tokens=self._model.config.vision.num_patches,
+        )
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open.close()  # pyright: ignore[reportAttributeAccessIssue]
+            self._open = None
