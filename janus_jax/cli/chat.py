@@ -1,17 +1,19 @@
-"""``janus-jax chat``: answers one question, about pictures or without."""
+"""``janus-jax chat``: answers a question, or many, about pictures or without."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from janus_jax.cli.common import check_model, load, name_flag
 from janus_jax.errors import InputError
 from janus_jax.generate.settings import check_settings
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,10 @@ class Chat:
 
     janus-jax chat "这是什么？" --image apple.png --json
 
-    The answer appears as it is made.
+    janus-jax chat --image apple.png
+
+    The answer appears as it is made. Without a question, lines are read from the keyboard or a pipe
+    and answered one by one, each with all before it in view; /help lists what else can be typed.
 
     Attributes:
         question: What to ask; stands before --image, which would take it for a file.
@@ -32,70 +37,74 @@ class Chat:
             @revision.
         max_tokens: Longest answer, in tokens.
         temperature: Spread of the sampling; 0 takes the likeliest word each time.
+        top_k: Draw from the K likeliest tokens only.
+        top_p: Draw from the fewest likeliest tokens that hold this probability only.
         seed: Same seed, same answer; matters above temperature 0.
-        json: Print {"text": ...} on stdout instead of the bare answer.
+        system: System prompt; by default the one the model was trained with.
+        dtype: Precision of the weights; by default float32 on a CPU, bfloat16 elsewhere. int8
+            halves the memory of bfloat16.
+        json: Print {"text": ...} on stdout, one line an answer, instead of the bare answer.
     """
 
-    question: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="QUESTION")]
+    question: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="QUESTION")] = None
     image: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]], tyro.conf.arg(metavar="FILE...")
     ] = ()
     model: str = "emoji"
     max_tokens: int = 512
     temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
     seed: int = 0
+    system: str | None = None
+    dtype: Literal["float32", "bfloat16", "int8"] | None = None
     json: bool = False
 
 
 def run(options: Chat) -> int:
-    """Answers the question.
+    """Answers the question, or those on stdin.
 
     Args:
         options: The parsed command line.
 
     Returns:
-        0.
+        0; 2 where one of several piped questions could not be used.
 
     Raises:
         InputError: A question, picture, setting or model that cannot be used.
     """
-    if not options.question.strip():
+    if options.question is not None and not options.question.strip():
         raise InputError(f"QUESTION is {options.question!r}", "a text that is not empty")
-    check_settings(
-        flags=True,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        seed=options.seed,
-    )
+    sampling = {key: getattr(options, key) for key in ("temperature", "top_k", "top_p", "seed")}
+    check_settings(flags=True, max_tokens=options.max_tokens, **sampling)
     if () in options.image:
         raise InputError("--image has no file", "one or more picture files")
     check_model(options.model)
+    images = _load_images(options)
+
+    from janus_jax.cli.repl import Session, write_answer
+
+    model = load(options.model, options.dtype)
+    chat = model.start_chat(options.system, **sampling)
+    if options.question is None:
+        session = Session(chat, max_tokens=options.max_tokens, as_json=options.json, images=images)
+        return session.run()
+    pieces = chat.ask(options.question, images, max_tokens=options.max_tokens, stream=True)
+    write_answer(pieces, as_json=options.json)
+    return 0
+
+
+def _load_images(options: Chat) -> list[Image.Image]:
     from janus_jax.processing.image import load_image
 
-    pictures = []
+    images = []
     for path in (path for group in options.image for path in group):
         try:
-            pictures.append(load_image(path))
+            images.append(load_image(path))
         except InputError as error:
-            raise name_flag("image", error) from error
-
-    model = load(options.model, None)
-    pieces = model.chat(
-        options.question,
-        pictures,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        seed=options.seed,
-        stream=True,
-    )
-    if options.json:
-        print(json.dumps({"text": "".join(pieces).strip()}, ensure_ascii=False))
-        return 0
-    started = False
-    for piece in pieces:
-        # The space after "Assistant:" belongs to the template, not to the answer.
-        piece = piece if started else piece.lstrip()
-        started = started or bool(piece)
-        print(piece, end="", flush=True)
-    print()
-    return 0
+            named = name_flag("image", error)
+            if options.question is None and not path.exists():
+                # Most likely the question itself, which --image has taken for a file.
+                named = InputError(named.what, named.allowed, "put QUESTION before --image")
+            raise named from error
+    return images

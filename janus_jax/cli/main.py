@@ -22,6 +22,7 @@ from janus_jax.errors import InputError
 EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
+NO_CACHE = "--no-compile-cache"
 
 
 def _options(detail: bool) -> type:
@@ -39,6 +40,7 @@ def _options(detail: bool) -> type:
         Attributes:
             command: What to do; each command has its own --help, with examples.
             debug: Show the full traceback when something fails.
+            no_compile_cache: Keep no compiled programs on disk and use none from there.
         """
 
         command: (
@@ -51,6 +53,7 @@ def _options(detail: bool) -> type:
             | Annotated[doctor.Doctor, named("doctor", doctor.Doctor)]
         )
         debug: bool = False
+        no_compile_cache: bool = False
 
     return Options
 
@@ -97,8 +100,12 @@ def run(argv: Sequence[str]) -> int:
 
 def _dispatch(argv: Sequence[str]) -> int:
     argv = list(argv)
-    words = [word for word in argv if word != "--debug"]
-    if words == argv:
+    words = [word for word in argv if word not in ("--debug", NO_CACHE)]
+    if NO_CACHE in argv:
+        # Read by `enable_compile_cache`, and by JAX, should the user have set a cache there.
+        os.environ["JANUS_JAX_COMPILE_CACHE"] = "off"
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    if "--debug" not in argv:
         # Each program read back from the compile cache makes XLA log, as an error, that two tuning
         # hints of the compiler are no features of this processor. It is harmless, and it would bury
         # our own messages. What truly fails in XLA is raised as well as logged.

@@ -59,6 +59,27 @@ def test_no_picture_and_sampling(run):
     assert run("hello", "--temperature", "1", "--seed", "5")[1] != first[1]
 
 
+def test_the_other_settings_are_those_of_the_library(run, debug_dir):
+    chat = Janus.from_pretrained(debug_dir, dtype="int8").start_chat(
+        "S" * 40, temperature=1.0, top_k=20, top_p=0.9, seed=2
+    )
+    want = chat.ask("hello", max_tokens=12)
+    flags = [
+        "--temperature",
+        "1",
+        "--top-k",
+        "20",
+        "--top-p",
+        "0.9",
+        "--seed",
+        "2",
+        "--dtype",
+        "int8",
+    ]
+    status, out, err = run("hello", "--system", "S" * 40, *flags, "--json")
+    assert (status, json.loads(out), err) == (0, {"text": want}, "")
+
+
 def test_broken_pictures_exit_2_with_one_line(run, picture, tmp_path, monkeypatch):
     text = tmp_path / "notes.txt"
     text.write_text("not a picture")
@@ -80,11 +101,12 @@ def test_broken_pictures_exit_2_with_one_line(run, picture, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "QUESTION"),
         (["  "], "QUESTION is ' '"),
         ([QUESTION, "--image"], "--image"),
         ([QUESTION, "--temperature", "-1"], "--temperature is -1.0"),
         ([QUESTION, "--seed", str(2**32)], "--seed is"),
+        ([QUESTION, "--top-k", "0"], "--top-k is 0"),
+        ([QUESTION, "--top-p", "1.5"], "--top-p is 1.5"),
         (["word " * 600], "too long"),
     ],
 )
