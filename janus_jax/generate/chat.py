@@ -78,15 +78,15 @@ def extend(
       The state after one token.
     """
     model = nnx.merge(graphdef, params)
-    start, count = jnp.int32(start), jnp.int32(count)
+    first, new = jnp.asarray(start, jnp.int32), jnp.asarray(count, jnp.int32)
     features = None if pixels is None else model.encode_image(pixels)
     offsets = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
     x = model.embed(ids, features, index)
-    h, cache = model.extend(x, start + offsets, offsets < count, cache.rewind(start))
-    last = jax.lax.dynamic_index_in_dim(h, count - 1, axis=1, keepdims=False)
+    h, cache = model.extend(x, first + offsets, offsets < new, cache.rewind(first))
+    last = jax.lax.dynamic_index_in_dim(h, new - 1, axis=1, keepdims=False)
     keys = row_keys(*keys_from)
     token = sample(keys, jnp.int32(0), model.text_logits(last), how)
-    end = start + count
+    end = first + new
     cache = KVCache(cache.k, cache.v, cache.valid, end)
     return ChatState(cache, token, end[None], jnp.int32(1), token == eos, keys)
 
