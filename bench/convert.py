@@ -6,7 +6,7 @@
 
 A bfloat16 checkpoint in DeepSeek's layout is generated (7b: two .bin shards, 14.8 GB), converted by
 the real command, restored in bfloat16, and compared in samples with what was generated. 7b needs
-50 GB of disk and 16 GB of memory (for restoring; the conversion itself does not); all files are
+50 GB of disk, and memory for the restored model (the conversion itself does not); all files are
 removed at the end. Linux only.
 
 - `peak_anon_rss_gb`: highest RssAnon of the converting process, read 50 times a second. Pages of

@@ -157,10 +157,13 @@ def restore_params(
                     f"{str(source)!r} is damaged: {key} does not match its sha256 in manifest.json",
                     fix="copy or convert the model again",
                 )
-        # Cast on the host and moved in one call: hundreds of tiny device programs would cost more
-        # than everything else at start.
-        arrays = {k: v.astype(wanted[k].dtype, copy=False) for k, v in arrays.items()}
-        arrays = jax.device_put(arrays)
+        # Cast on the host: hundreds of tiny device programs would cost more than everything else at
+        # start. Each host array is let go before the next one is copied, or all would exist twice.
+        del restored
+        for key in list(arrays):
+            host = arrays.pop(key).astype(wanted[key].dtype, copy=False)
+            arrays[key] = jax.block_until_ready(jax.device_put(host))
+            del host
     return jax.tree_util.tree_map_with_path(
         lambda path, _: arrays[_path_name(path)], abstract_params
     )

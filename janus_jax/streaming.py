@@ -26,6 +26,7 @@ CHUNK_BYTES = 2**22
 PIECE_BYTES = 2**17
 # Blocks below 32 MB come from the heap, which keeps its pages; larger ones are zeroed anew.
 _BLOCK_BYTES = 2**24
+_BATCH_BYTES = 2**25
 _BYTES_IN_FLIGHT = 2**27
 _STRIP = 16  # Columns; 8 and 32 are about as good.
 
@@ -67,6 +68,7 @@ class StreamHandler(ocp.type_handlers.NumpyHandler):
         self.digests: dict[str, str] = {}
         self._progress = progress
         self._turn = asyncio.Lock()
+        self._ready: list[tuple[Any, np.ndarray]] = []
         self._writing: deque[tuple[Any, int]] = deque()
         self._error: Exception | None = None
 
@@ -75,9 +77,17 @@ class StreamHandler(ocp.type_handlers.NumpyHandler):
         self._names = {id(value): info.name for value, info in zip(values, infos, strict=True)}
         await super()._background_serialize(values, infos, args)
         if self._error is None:
+            self._start()
             await self._settle(0)
         else:
             raise self._error
+
+    def _start(self) -> None:
+        """Starts all writes that are ready. Those that start together become one version."""
+        for target, part in self._ready:
+            write = target.write(part, can_reference_source_data_indefinitely=True)
+            self._writing.append((write, part.nbytes))
+        self._ready.clear()
 
     async def _settle(self, limit: int) -> None:
         """Waits until at most `limit` bytes are being written."""
@@ -116,9 +126,10 @@ class StreamHandler(ocp.type_handlers.NumpyHandler):
             view = part.reshape(-1).view(np.uint8).data
             hashing = asyncio.create_task(asyncio.to_thread(digest.update, view))
             target = store if rows is None else store[rows]
-            write = target.write(part, can_reference_source_data_indefinitely=True)
-            self._writing.append((write, part.nbytes))
-            await self._settle(_BYTES_IN_FLIGHT)
+            self._ready.append((target, part))
+            if sum(waiting.nbytes for _, waiting in self._ready) >= _BATCH_BYTES:
+                self._start()
+                await self._settle(_BYTES_IN_FLIGHT)
             if self._progress is not None:
                 self._progress(part.nbytes)
         if hashing is not None:

@@ -25,6 +25,7 @@ def small_blocks(monkeypatch):
     """Chunks of 1 kB, blocks of 4 kB, 8 kB in flight: every array below is cut many times."""
     monkeypatch.setattr(params_io, "CHUNK_BYTES", 2**10)
     monkeypatch.setattr(streaming, "_BLOCK_BYTES", 2**12)
+    monkeypatch.setattr(streaming, "_BATCH_BYTES", 2**12)
     monkeypatch.setattr(streaming, "_BYTES_IN_FLIGHT", 2**13)
 
 
