@@ -10,7 +10,7 @@ fresh run, also where the text of an answer is cut into other tokens than the mo
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -156,7 +156,7 @@ class Conversation:
         self._turns: tuple[Turn, ...] = ()
         self._pixels: tuple[np.ndarray, ...] = ()
         self._kept: _Cached | None = None
-        self._open: Iterator[str] | None = None
+        self._open: Generator[str] | None = None
         self.ending: Ending | None = None
 
     @property
@@ -198,8 +198,19 @@ class Conversation:
         *,
         max_tokens: int = 512,
         stop: Stop = (),
+        stream: Literal[True],
+    ) -> Generator[str]: ...
+
+    @overload
+    def ask(
+        self,
+        question: str,
+        images: Sequence[ImageSource] = (),
+        *,
+        max_tokens: int = 512,
+        stop: Stop = (),
         stream: bool,
-    ) -> str | Iterator[str]: ...
+    ) -> str | Generator[str]: ...
 
     def ask(
         self,
@@ -209,7 +220,7 @@ class Conversation:
         max_tokens: int = 512,
         stop: Stop = (),
         stream: bool = False,
-    ) -> str | Iterator[str]:
+    ) -> str | Generator[str]:
         """Asks the next question.
 
         The turn joins the history when the answer ends. A stream that the caller leaves early is
@@ -254,7 +265,7 @@ class Conversation:
 
     def _answer(
         self, turn: Turn, pixels: tuple[np.ndarray, ...], prompt: Prompt, most: int, gate: StopText
-    ) -> Iterator[str]:
+    ) -> Generator[str]:
         decoder = StreamDecoder(self._model.tokenizer)
         said, ending, begun = "", "interrupted", False
         try:
@@ -358,5 +369,5 @@ class Conversation:
 
     def _close(self) -> None:
         if self._open is not None:
-            self._open.close()  # pyright: ignore[reportAttributeAccessIssue]
+            self._open.close()
             self._open = None
