@@ -130,3 +130,34 @@ def test_help_starts_without_loading_jax():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+COMPILING = """
+import sys
+from janus_jax.cli import generate, main, train
+
+def run(*_):
+    import jax
+
+    jax.jit(lambda x: x * 2 + 1)(1.0).block_until_ready()
+
+generate.run = train.run = run
+main.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "kept"),
+    [
+        (["generate", "a cat"], True),
+        (["generate", "a cat", "--no-compile-cache"], False),
+        (["--no-compile-cache", "train", "x"], False),
+    ],
+)
+@pytest.mark.parametrize("variable", ["JANUS_JAX_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR"])
+def test_compiled_programs_are_kept_unless_the_flag_says_no(tmp_path, argv, kept, variable):
+    # In a folder that the user chose, the user says how slow a program must be to be kept.
+    own = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", variable: str(tmp_path / "programs")}
+    home = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", COMPILING, *argv], check=True, env=home | own)
+    assert any(tmp_path.rglob("*-cache")) == kept
