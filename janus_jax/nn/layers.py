@@ -99,10 +99,58 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., F] in `dtype`."""
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
-        if self.scale is not None:
+        x = x.astype(self.dtype)
+        if self.scale is None:
+            y = x @ self.kernel[...].astype(self.dtype)
+        else:
+            y = int8_product(x, self.kernel[...])
             y = (y * self.scale[...]).astype(self.dtype)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+# float32 numbers of an int8 kernel that a CPU widens at a time: 8 MB, which its cache holds.
+_WIDENED = 2**21
+
+
+def int8_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel` in x's dtype, for an int8 kernel; scales are the caller's.
+
+    Accelerators read int8 and widen it on the way into the matrix unit. XLA on a CPU would instead
+    multiply by a scalar loop, at a thirtieth of the speed (docs/LOG.md), so there the kernel is
+    widened block by block into the cache and multiplied from it, summed in float32.
+
+    Args:
+      x: [..., D], float.
+      kernel: int8 [D, F].
+
+    Returns:
+      [..., F] in x's dtype.
+    """
+    return lax.platform_dependent(
+        x, kernel, cpu=_blocked_product, default=lambda x, kernel: x @ kernel.astype(x.dtype)
+    )
+
+
+def _blocked_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    d, f = kernel.shape
+    block = 256
+    while block > 16 and block * f > _WIDENED:
+        block //= 2
+    wide = x.astype(jnp.float32)
+
+    def add(i: jax.Array, y: jax.Array) -> jax.Array:
+        columns = lax.dynamic_slice_in_dim(wide, i * block, block, axis=-1)
+        rows = lax.dynamic_slice_in_dim(kernel, i * block, block, axis=0)
+        return y + columns @ rows.astype(jnp.float32)
+
+    blocks = d // block
+    y = jnp.zeros((*x.shape[:-1], f), jnp.float32)
+    if blocks:
+        y = lax.fori_loop(0, blocks, add, y)
+    if d % block:
+        rest = blocks * block
+        y = y + wide[..., rest:] @ kernel[rest:].astype(jnp.float32)
+    return y.astype(x.dtype)
 
 
 class Embedding(nnx.Module):

@@ -17,6 +17,7 @@ from janus_jax.nn.layers import (
     RMSNorm,
     ShapesOnly,
     gelu,
+    int8_product,
     param,
     tap,
 )
@@ -122,3 +123,29 @@ def test_tap_records_only_when_asked():
     x, taps = jnp.ones(2), {}
     assert tap(None, "a", x) is x
     assert tap(taps, "a", x) is x and taps["a"] is x
+
+
+@pytest.mark.parametrize("d", [5, 256, 600])
+@pytest.mark.parametrize("rows", [(1, 1), (2, 1), (3, 7)])
+def test_int8_product_is_the_product(d, rows):
+    """Whole blocks, a remainder, or too little for one; summed in float32 whatever x is."""
+    rng = np.random.default_rng(d)
+    x = rng.standard_normal((*rows, d)).astype(np.float32)
+    kernel = rng.integers(-127, 128, (d, 9), np.int8)
+    exact = x.astype(np.float64) @ kernel.astype(np.float64)
+    wide = jax.jit(int8_product)(x, kernel)
+    # 600 products of up to 127 * 4 in float32: 1e-6 of the sum of their sizes.
+    np.testing.assert_allclose(wide, exact, atol=1e-6 * 127 * d)
+    narrow = jnp.asarray(x, jnp.bfloat16)
+    exact = np.asarray(narrow, np.float64) @ kernel.astype(np.float64)
+    found = jax.jit(int8_product)(narrow, kernel)
+    assert (wide.dtype, found.dtype) == (jnp.float32, jnp.bfloat16)
+    # One rounding to 8 bits at the end, none between.
+    np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=2**-8, atol=1e-3)
+
+
+def test_int8_product_widens_a_block_at_a_time_on_a_cpu_only():
+    shapes = jax.ShapeDtypeStruct((2, 512), jnp.float32), jax.ShapeDtypeStruct((512, 64), jnp.int8)
+    traced = jax.jit(int8_product).trace(*shapes)
+    assert "while" in traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert "while" not in traced.lower(lowering_platforms=("tpu",)).as_text()
