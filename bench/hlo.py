@@ -1,0 +1,165 @@
+"""What the optimised HLO text of a TPU program says about the memory traffic of its loop.
+
+Only what is in the chip's main memory (HBM) counts. A shape with `S(1)` in its layout lies in the
+core's own memory (VMEM); `copy-start` and `slice-start` between the two are how weights come in.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
+_SHAPE = re.compile(r"(pred|bf16|[suf]\d+)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+# Names for values that are elsewhere; they move nothing.
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "copy-done",
+    "slice-done",
+    "after-all",
+}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of HLO.
+
+    Attributes:
+      name: what it defines.
+      shape: its result, as text.
+      op: operation.
+      rest: operands and attributes, as text.
+      root: whether it is its computation's result.
+    """
+
+    name: str
+    shape: str
+    op: str
+    rest: str
+    root: bool
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of its operands."""
+        return re.findall(r"%([\w.\-]+)", self.rest.split(")")[0])
+
+    def called(self, key: str) -> str | None:
+        """The computation that an attribute names."""
+        found = re.search(rf"{key}=%?([\w.\-]+)", self.rest)
+        return found.group(1) if found else None
+
+
+def computations(text: str) -> dict[str, list[Instruction]]:
+    """The instructions of every computation, the entry's also under the name `ENTRY`."""
+    found: dict[str, list[Instruction]] = {}
+    current: list[Instruction] = []
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            current = found[header.group(2)] = []
+            if header.group(1):
+                found["ENTRY"] = current
+        elif match := _INSTRUCTION.match(line):
+            root, name, shape, op, rest = match.groups()
+            current.append(Instruction(name, shape, op, rest, root is not None))
+    return found
+
+
+def sizes(shape: str) -> list[tuple[int, bool]]:
+    """(bytes without padding, whether it lies in HBM) of each array of a shape."""
+    return [
+        (_BYTES.get(kind, 4) * math.prod(map(int, filter(None, dims.split(",")))), "S(" not in lay)
+        for kind, dims, lay in _SHAPE.findall(shape)
+    ]
+
+
+def hbm_bytes(shape: str) -> int:
+    """Bytes of the arrays of a shape that lie in HBM."""
+    return sum(size for size, outside in sizes(shape) if outside)
+
+
+def loop_body(program: dict[str, list[Instruction]]) -> list[Instruction]:
+    """The body of the only loop of the entry computation.
+
+    Raises:
+      ValueError: there is none, or more than one.
+    """
+    loops = [i for i in program["ENTRY"] if i.op == "while"]
+    if len(loops) != 1:
+        raise ValueError(f"the program has {len(loops)} loops where one was expected")
+    return program[loops[0].called("body") or ""]
+
+
+def loop_bytes(program: dict[str, list[Instruction]]) -> int:
+    """Bytes that one turn of the loop reads from and writes to HBM.
+
+    Each operand of each operation counts whole, as often as it is read; a buffer that is updated in
+    place counts what is written.
+    """
+    body = loop_body(program)
+    shape_of = {i.name: i.shape for i in body}
+    total = 0
+    for i in body:
+        if i.op in _FREE:
+            continue
+        if i.op in ("copy-start", "slice-start"):
+            # (what is read, what is written, context) in either order: the smaller is what moves,
+            # once on each side that is in HBM.
+            arrays = [a for a in sizes(i.shape) if a[0] > 8]
+            moved = min((size for size, _ in arrays), default=0)
+            total += moved * sum(outside for _, outside in arrays)
+            continue
+        inside = program.get(i.called("calls") or "", [])
+        updates = [j for j in [i, *inside] if j.op == "dynamic-update-slice"]
+        if updates:
+            local = {j.name: j.shape for j in inside} | (shape_of if not inside else {})
+            written = sum(sizes(local[j.operands[1]])[0][0] for j in updates)
+            buffers = {_dims(i.shape)}
+            total += written + sum(
+                hbm_bytes(shape_of.get(name, ""))
+                for name in i.operands
+                if _dims(shape_of.get(name, "")) not in buffers
+            )
+            continue
+        total += hbm_bytes(i.shape)
+        total += sum(hbm_bytes(shape_of.get(name, "")) for name in i.operands)
+    return total
+
+
+def _dims(shape: str) -> str:
+    """A shape without its layout."""
+    return re.sub(r"\{[^{}]*\}", "", shape)
+
+
+def largest_copy(program: dict[str, list[Instruction]]) -> int:
+    """Bytes of the largest copy in the loop; bringing an array from HBM into VMEM is none."""
+    largest = 0
+    for i in loop_body(program):
+        inside = program.get(i.called("calls") or "", [])
+        kinds = {i.op} | {j.op for j in inside if j.root}
+        if i.op == "copy-start":
+            target, source = sizes(i.shape)[:2]
+            if target[1] or not source[1]:
+                largest = max(largest, source[0])
+        elif kinds & {"copy", "transpose"}:
+            largest = max(largest, *(size for size, _ in sizes(i.shape)))
+    return largest
+
+
+def entry_shapes(text: str) -> list[str]:
+    """Shapes of the program's arguments, layouts left out."""
+    layout = text.split("entry_computation_layout={(", 1)[1].split(")->", 1)[0]
+    # Tiles put brackets inside the layouts, but no second `)->`.
+    return [f"{kind}[{dims}]" for kind, dims, _ in _SHAPE.findall(layout)]
+
+
+def aliased(text: str) -> set[int]:
+    """Numbers of the arguments whose buffers the results take over."""
+    head = text.split("entry_computation_layout", 1)[0]
+    return {int(n) for n in re.findall(r"\{\d*\}: \((\d+), \{\}", head)}
