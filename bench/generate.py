@@ -17,6 +17,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from PIL import Image
+
+if __name__ == "__main__":
+    # Python puts the script's own folder first, where `convert` would be bench/convert.py.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench.measure import interleaved, machine, seconds, summary
 from bench.peer import BOI, BOS, PAD, Pair, architecture, build

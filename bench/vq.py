@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import torch
+
+if __name__ == "__main__":
+    # Python puts the script's own folder first, where `convert` would be bench/convert.py.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench.measure import interleaved, machine, summary
 from bench.peer import architecture, build

@@ -79,15 +79,26 @@ class Janus:
         prompts: Sequence[str],
         n: int = 1,
         *,
+        first: int = 0,
         cfg: float = 5.0,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        at_once: int | None = None,
         progress: draw.Progress | None = None,
     ) -> np.ndarray:
         """Like `generate_images`, without decoding: the VQ codes, int32 [len(prompts), n, P]."""
-        check_settings(n=n, cfg=cfg, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        check_settings(
+            n=n,
+            first=first,
+            cfg=cfg,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            at_once=at_once,
+        )
         return draw.generate_codes(
             self.graphdef,
             self.params,
@@ -95,10 +106,11 @@ class Janus:
             self.tokenizer,
             self.processor.roles,
             prompts,
-            n=n,
+            numbers=range(first, first + n),
             cfg=cfg,
             how=_sampling(temperature, top_k, top_p),
             seed=seed,
+            at_once=at_once,
             progress=progress,
         )
 
@@ -107,11 +119,13 @@ class Janus:
         prompts: Sequence[str],
         n: int = 1,
         *,
+        first: int = 0,
         cfg: float = 5.0,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        at_once: int | None = None,
         progress: draw.Progress | None = None,
     ) -> list[list[Image.Image]]:
         """Draws pictures.
@@ -120,32 +134,54 @@ class Janus:
         on what else is drawn in the same call (Janus-Pro report, section 2.1, for the method).
 
         Args:
-          prompts: one or more texts.
+          prompts: one or more texts. One that cannot be used fails the call before anything is
+            drawn; `check_prompts` tells beforehand which.
           n: pictures a prompt.
+          first: number of the first picture; with 8, the pictures are 8, 9, ...
           cfg: weight of classifier-free guidance; 1 is none.
           temperature: 0 takes the likeliest code each time.
           top_k: draw from the k likeliest codes only.
           top_p: draw from the fewest likeliest codes that hold this probability only.
           seed: 0 to 2**32 - 1.
+          at_once: pictures drawn at once; None draws as many as memory allows, at most 16.
           progress: called with (codes drawn, codes in all) now and then.
 
         Returns:
           For each prompt its n pictures, RGB, `config.image_size` pixels square.
 
         Raises:
-          InputError: a prompt or setting that cannot be used; names it.
+          InputError: a prompt or setting that cannot be used, named, or too little memory.
         """
         codes = self.generate_codes(
             prompts,
             n,
+            first=first,
             cfg=cfg,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             seed=seed,
+            at_once=at_once,
             progress=progress,
         )
         return self.decode_codes(codes)
+
+    def check_prompts(self, prompts: Sequence[str]) -> list[InputError | None]:
+        """What is wrong with each prompt; None where nothing is."""
+        found: list[InputError | None] = []
+        for i, prompt in enumerate(prompts):
+            try:
+                draw.encode_prompt(
+                    self.config,
+                    self.tokenizer,
+                    self.processor.roles,
+                    prompt,
+                    name=f"prompt {i + 1} of {len(prompts)}",
+                )
+                found.append(None)
+            except InputError as error:
+                found.append(error)
+        return found
 
     def decode_codes(self, codes: np.ndarray) -> list[list[Image.Image]]:
         """VQ codes int32 [Q, n, P] -> pictures, n for each of Q prompts."""

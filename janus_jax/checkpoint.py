@@ -38,6 +38,7 @@ from janus_jax.manifest import (
     write_json,
     write_text,
 )
+from janus_jax.memory import check_weights, shard_bytes
 from janus_jax.params_io import check_structure, restore_params, save_params
 from janus_jax.processing.settings import EMOJI_PROCESSOR, ProcessorConfig
 from janus_jax.processing.tokenizer import Tokenizer
@@ -180,13 +181,15 @@ def load_model(
     if verify is None:
         size = sum(math.prod(v["shape"]) * np.dtype(v["dtype"]).itemsize for v in tensors.values())
         verify = size < VERIFY_BELOW_BYTES and mesh is None
+    shardings = None if mesh is None else param_shardings(wanted, mesh)
+    check_weights(name, shard_bytes(wanted, shardings))
     params = restore_params(
         directory / "params",
         wanted,
-        None if mesh is None else param_shardings(wanted, mesh),
+        shardings,
         manifest=tensors if verify else None,
     )
-    digest = hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest()[:16]
+    digest = _digest(tensors)
     label = name if name in SHIPPED else config.name
     dtypes = {v["dtype"] for v in tensors.values()}
     card = directory / "MODEL_CARD.md"
@@ -202,6 +205,15 @@ def load_model(
         source=str(manifest.get("source", "")),
         card_text=card.read_text(encoding="utf-8") if card.is_file() else "",
     )
+
+
+def fingerprint(directory: Path) -> str:
+    """16 hex digits that identify the weights of a model directory, from its manifest."""
+    return _digest(read_manifest(directory)["tensors"])
+
+
+def _digest(tensors: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _quantized(loaded: LoadedModel) -> LoadedModel:

@@ -113,11 +113,11 @@ def draw(model: nnx.Module, config: JanusConfig, names: Sequence[str]) -> np.nda
         emoji_tokenizer(config.llm.vocab_size),
         EMOJI_PROCESSOR.roles,
         names,
-        n=1,
+        numbers=[0],
         cfg=GUIDANCE,
         how=Sampling(np.float32(1.0)),
         seed=SEED,
         # One by one: a batch of any other number would be another program to compile.
-        max_pictures=1,
+        at_once=1,
     )
     return to_uint8(decode_codes(graphdef, params, codes[:, 0]))

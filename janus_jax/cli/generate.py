@@ -33,15 +33,21 @@ class Generate:
 
     janus-jax generate "woman firefighter: medium skin tone" "黑猫" --seed 7 --json
 
+    janus-jax generate --again pictures/red-apple-seed0-2.png --out again
+
     Each picture is a PNG file that carries its prompt, seed, settings and model. Picture i of a
-    prompt depends on the model, prompt, seed, i and settings alone, whatever else is drawn.
+    prompt depends on the model, prompt, seed, i and settings alone, whatever else is drawn. A
+    prompt that cannot be used is named, the others are drawn, and the exit status is 2.
 
     Attributes:
         prompts: What to draw, one or more texts.
         model: The shipped model `emoji`, `debug` (random weights), a model directory, or PyTorch
             weights to be converted on first use: a directory, or a Hugging Face id with optional
             @revision.
+        again: Draw the picture of this PNG file once more, from what the file says.
         n: Pictures a prompt.
+        first: Number of the first picture of each prompt.
+        at_once: Pictures drawn at once; by default as many as memory allows, at most 16.
         cfg: Weight of classifier-free guidance; 1 is none.
         temperature: Spread of the sampling; 0 takes the likeliest code each time.
         top_k: Draw from the K likeliest codes only.
@@ -55,9 +61,14 @@ class Generate:
         json: Print {"images": [paths]} on stdout instead of one path a line.
     """
 
-    prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT...")]
+    prompts: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[PROMPT...]")
+    ] = ()
+    again: Path | None = None
     model: str = "emoji"
     n: int = 1
+    first: int = 0
+    at_once: int | None = None
     cfg: float = 5.0
     temperature: float = 1.0
     top_k: int | None = None
@@ -76,18 +87,18 @@ def run(options: Generate) -> int:
         options: The parsed command line.
 
     Returns:
-        0.
+        0; 2 where some prompts could not be used and the others were drawn.
 
     Raises:
-        InputError: A prompt, setting, model or directory that cannot be used.
+        InputError: A setting, model or directory that cannot be used, or every prompt.
     """
+    if options.again is not None:
+        options = again(options, options.again)
     if not options.prompts:
         raise InputError("PROMPT is missing", 'one or more texts, such as "red apple"')
-    for i, prompt in enumerate(options.prompts):
-        if not prompt.strip():
-            raise InputError(f"PROMPT {i + 1} is {prompt!r}", "a text that is not empty")
     settings = {
-        key: getattr(options, key) for key in ("cfg", "temperature", "top_k", "top_p", "seed")
+        key: getattr(options, key)
+        for key in ("first", "at_once", "cfg", "temperature", "top_k", "top_p", "seed")
     }
     check_settings(flags=True, n=options.n, **settings)
     check_model(options.model)
@@ -95,18 +106,84 @@ def run(options: Generate) -> int:
     _prepare(options.out)
 
     model = load(options.model, options.dtype, options.mesh)
-    with _progress() as progress:
-        pictures = model.generate_images(options.prompts, options.n, progress=progress, **settings)
+    problems = model.check_prompts(options.prompts)
+    good = [p for p, bad in zip(options.prompts, problems, strict=True) if bad is None]
+    if len(problems) == 1 and problems[0] is not None:
+        raise problems[0]
+    for problem in filter(None, problems):
+        print(f"janus-jax: error: {problem}", file=sys.stderr)
+    pictures: list[list[Image.Image]] = []
+    if good:
+        with _progress() as progress:
+            pictures = model.generate_images(good, options.n, progress=progress, **settings)
     paths = [
         _save(image, _stem(prompt, options.seed, i), options, _metadata(model, options, prompt, i))
-        for prompt, row in zip(options.prompts, pictures, strict=True)
-        for i, image in enumerate(row)
+        for prompt, row in zip(good, pictures, strict=True)
+        for i, image in enumerate(row, start=options.first)
     ]
     if options.json:
         print(json.dumps({"images": [str(path) for path in paths]}, ensure_ascii=False))
-    else:
+    elif paths:
         print("\n".join(map(str, paths)))
-    return 0
+    return 2 if len(good) < len(problems) else 0
+
+
+def again(options: Generate, picture: Path) -> Generate:
+    """The options that draw the picture of a file once more.
+
+    Args:
+        options: What was asked; its model, directory, mesh and output are kept.
+        picture: The PNG file.
+
+    Returns:
+        The options with the prompt, seed, number and settings of the file.
+
+    Raises:
+        InputError: Also prompts were given, the file is no picture of ours, or it was drawn by
+            other weights than those of the model.
+    """
+    from PIL import Image
+
+    name = f"--again {str(picture)!r}"
+    if options.prompts:
+        raise InputError(f"{name} and PROMPT are both given", "one of them")
+    try:
+        with Image.open(picture) as image:
+            found = dict(image.info)
+        settings = json.loads(found["settings"])
+        drawn = dataclasses.replace(
+            options,
+            again=None,
+            prompts=(found["prompt"],),
+            seed=int(found["seed"]),
+            first=int(found["index"]),
+            n=1,
+            dtype=settings.pop("dtype"),
+            **{key: settings[key] for key in ("cfg", "temperature", "top_k", "top_p")},
+        )
+        model, _, fingerprint = found["model"].rpartition(" ")
+    except FileNotFoundError as error:
+        raise InputError(f"{name} does not exist", fix="check the path") from error
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{name} does not say how it was drawn", "a PNG of janus-jax") from error
+    if drawn.model == "emoji" and model not in ("emoji", ""):
+        raise InputError(
+            f"{name} was drawn by another model, {model!r}", fix="name its directory with --model"
+        )
+    own = _fingerprint(drawn.model)
+    if own != fingerprint:
+        raise InputError(
+            f"{name} was drawn by {model} {fingerprint}, the weights of {drawn.model!r} are {own}",
+            fix="name the directory of the model that drew it with --model",
+        )
+    return drawn
+
+
+def _fingerprint(model: str) -> str:
+    from janus_jax.checkpoint import fingerprint
+    from janus_jax.locate import find_model
+
+    return "random" if model == "debug" else fingerprint(find_model(model))
 
 
 def _prepare(out: Path) -> None:

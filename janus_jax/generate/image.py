@@ -38,6 +38,7 @@ from janus_jax.generate.sampling import (
     row_keys,
     sample,
 )
+from janus_jax.memory import param_bytes, pictures_at_once
 from janus_jax.models.janus import JanusModel
 from janus_jax.nn.cache import KVCache
 from janus_jax.processing.prompt import Roles, generation_prompt, left_pad, unconditional
@@ -235,22 +236,32 @@ def encode_prompts(
     """
     if isinstance(prompts, str) or not prompts:
         raise InputError(f"prompts is {prompts!r}", "a list of one or more texts")
+    return [
+        encode_prompt(config, tokenizer, roles, text, name=f"prompt {i + 1} of {len(prompts)}")
+        for i, text in enumerate(prompts)
+    ]
+
+
+def encode_prompt(
+    config: JanusConfig, tokenizer: Tokenizer, roles: Roles, text: str, *, name: str
+) -> np.ndarray:
+    """One generation prompt as ids, int32 [T].
+
+    Raises:
+      InputError: empty or too long; `name` is what the message calls it.
+    """
     room = config.llm.max_positions - config.num_image_tokens + 1
-    rows = []
-    for i, text in enumerate(prompts):
-        name = f"prompt {i + 1} of {len(prompts)}"
-        try:
-            row = generation_prompt(tokenizer, text, roles=roles)
-        except InputError as error:
-            raise InputError(f"{name}: {error.what}", error.allowed, error.fix) from error
-        if len(row) > room:
-            raise InputError(
-                f"{name} is too long: {len(row)} tokens with its template",
-                f"at most {room} beside the {config.num_image_tokens} of the picture",
-                "shorten the prompt",
-            )
-        rows.append(row)
-    return rows
+    try:
+        row = generation_prompt(tokenizer, text, roles=roles)
+    except InputError as error:
+        raise InputError(f"{name}: {error.what}", error.allowed, error.fix) from error
+    if len(row) > room:
+        raise InputError(
+            f"{name} is too long: {len(row)} tokens with its template",
+            f"at most {room} beside the {config.num_image_tokens} of the picture",
+            "shorten the prompt",
+        )
+    return row
 
 
 def generate_codes(
@@ -261,14 +272,14 @@ def generate_codes(
     roles: Roles,
     prompts: Sequence[str],
     *,
-    n: int,
+    numbers: Sequence[int],
     cfg: float,
     how: Sampling,
     seed: int,
     progress: Progress | None = None,
-    max_pictures: int = MAX_PICTURES,
+    at_once: int | None = None,
 ) -> np.ndarray:
-    """Draws n pictures of each prompt, as image codes.
+    """Draws pictures of each prompt, as image codes.
 
     Picture i of a prompt depends on the weights, `seed`, the prompt, i and the sampling settings
     alone (bit-equal in float32 on one backend); Janus-Pro report, section 2.1, for the method and
@@ -281,25 +292,35 @@ def generate_codes(
       tokenizer: vocabulary.
       roles: names of the speakers.
       prompts: what to draw.
-      n: pictures a prompt.
+      numbers: which pictures of each prompt: 0 and 1 for the first two.
       cfg: guidance weight; 1 is no guidance (and costs the same).
       how: sampling.
       seed: 0 to 2**32 - 1.
       progress: called with (codes drawn, codes in all) now and then.
-      max_pictures: largest batch.
+      at_once: pictures drawn at once; None draws as many as fit, at most MAX_PICTURES.
 
     Returns:
-      int32 [len(prompts), n, P].
+      int32 [len(prompts), len(numbers), P].
 
     Raises:
-      InputError: no prompt, or one that is empty or too long.
+      InputError: no prompt, or one that is empty or too long, or too little memory.
     """
     rows = encode_prompts(config, tokenizer, roles, prompts)
     size = config.num_image_tokens
-    codes = np.zeros((len(rows), n, size), np.int32)
-    total, done = len(rows) * n * size, 0
+    codes = np.zeros((len(rows), len(numbers), size), np.int32)
+    total, done = codes.size, 0
     weight = np.float32(cfg)
-    for batch in _batches([bucket_length(len(row)) for row in rows], n, max_pictures):
+    lengths = [bucket_length(len(row)) for row in rows]
+    at_once = pictures_at_once(
+        config,
+        param_bytes(params),
+        max(lengths),
+        itemsize=params["llm"]["norm"]["scale"].get_value().dtype.itemsize,
+        ways=jax.tree.leaves(params)[0].sharding.num_devices,
+        most=min(MAX_PICTURES, codes.size // size),
+        asked=at_once,
+    )
+    for batch in _batches(lengths, len(numbers), at_once):
         chosen = sorted({p for p, _ in batch})
         pairs = [(rows[p], unconditional(rows[p], tokenizer.pad)) for p in chosen]
         length = bucket_length(len(pairs[0][0]))
@@ -307,7 +328,7 @@ def generate_codes(
         keys_from = (
             np.uint32(seed),
             np.stack([prompt_digest(prompts[p]) for p, _ in batch]),
-            np.array([i for _, i in batch], np.int32),
+            np.array([numbers[i] for _, i in batch], np.int32),
         )
         with on_mesh(params):
             state = begin(

@@ -27,6 +27,8 @@ def _number(low: float, high: float, note: str = "") -> tuple[Callable[[Any], bo
 
 _RULES = {
     "n": _whole(1, 10_000),
+    "first": _whole(0, 2**31 - 1),
+    "at_once": _whole(1, 10_000),
     "cfg": _number(0, 100),
     "temperature": _number(0, 100, " (greedy)"),
     "top_k": _whole(1, 2**31 - 1),
@@ -37,7 +39,7 @@ _RULES = {
     "seed": _whole(0, MAX_SEED),
     "max_tokens": _whole(1, 2**20),
 }
-_OPTIONAL = ("top_k", "top_p")
+_OPTIONAL = ("top_k", "top_p", "at_once")
 
 
 def check_settings(*, flags: bool = False, **values: Any) -> None:

@@ -78,6 +78,36 @@ def test_a_file_says_how_to_draw_it_again(run, debug_dir):
     assert np.array_equal(again[0][index], pixels)
 
 
+def test_a_file_is_drawn_again_by_one_flag(run, tmp_path):
+    flags = ["--cfg", "2.5", "--temperature", "0.5", "--top-k", "9"]
+    [_, path] = run("黑猫", "--n", "2", "--seed", "3", *flags)[1].split()
+    copy = tmp_path / "copy.png"
+    Path(path).rename(copy)
+    status, out, err = run("--again", str(copy))
+    assert (status, err, out.strip()) == (0, "", path)
+    assert Path(path).read_bytes() == copy.read_bytes()
+
+
+def test_a_picture_of_other_weights_or_of_nobody_is_not_drawn_again(run, tmp_path):
+    [path] = run(APPLE)[1].split()
+    with Image.open(path) as image:
+        image.save(tmp_path / "bare.png")
+    assert "does not say how it was drawn" in refused(run("--again", str(tmp_path / "bare.png")))
+    content = Path(path).read_bytes()
+    assert "was drawn by another model, 'debug'" in refused(run("--again", path, model="emoji"))
+    assert Path(path).read_bytes() == content
+
+
+def test_a_bad_prompt_fails_alone_and_by_name(run):
+    status, out, err = run(APPLE, "  ", "word " * 600, "b")
+    assert status == 2
+    assert [Path(p).name for p in out.split()] == ["a-red-apple-seed0-0.png", "b-seed0-0.png"]
+    assert [line.split(":")[2] for line in err.splitlines()] == [
+        " prompt 2 of 4",
+        " prompt 3 of 4 is too long",
+    ]
+
+
 def test_the_same_picture_keeps_its_file_and_another_never_takes_it(run):
     [first] = run(APPLE)[1].split()
     content = Path(first).read_bytes()
@@ -96,8 +126,7 @@ def test_a_long_prompt_makes_a_short_name(run):
     ("arguments", "named"),
     [
         ([], "PROMPT is missing"),
-        ([""], "PROMPT 1 is ''"),
-        ([APPLE, " \t"], "PROMPT 2 is"),
+        ([""], "prompt 1 of 1: the prompt is empty"),
         ([APPLE, "--n", "0"], "--n is 0; allowed: a whole number from 1 to"),
         ([APPLE, "--n", "-2"], "--n is -2"),
         ([APPLE, "--n", "two"], "--n"),
@@ -107,6 +136,12 @@ def test_a_long_prompt_makes_a_short_name(run):
         ([APPLE, "--top-p", "1.5"], "--top-p is 1.5"),
         ([APPLE, "--seed", "-1"], "--seed is -1"),
         ([APPLE, "--dtype", "int4"], "int4"),
+        ([APPLE, "--mesh", "rows=2"], "--mesh"),
+        ([APPLE, "--mesh", "fsdp=3"], "--mesh"),
+        ([APPLE, "--first", "-1"], "--first is -1"),
+        ([APPLE, "--at-once", "0"], "--at-once is 0"),
+        (["--again", "gone.png"], "'gone.png' does not exist"),
+        ([APPLE, "--again", "gone.png"], "both given"),
         (["word " * 600], "too long"),
     ],
 )

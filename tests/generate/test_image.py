@@ -25,7 +25,7 @@ def draw(model: LoadedModel, prompts: list[str], n: int = 1, **settings) -> np.n
         model.tokenizer,
         model.processor.roles,
         prompts,
-        n=n,
+        numbers=range(n),
         **settings,
     )
 
@@ -71,7 +71,7 @@ def test_a_picture_is_the_same_in_any_company(debug_model, alone, prompts, n):
 
 def test_a_picture_is_the_same_in_any_batch_size(debug_model, alone):
     for size in (1, 3):
-        np.testing.assert_array_equal(draw(debug_model, [APPLE], 4, max_pictures=size)[0], alone)
+        np.testing.assert_array_equal(draw(debug_model, [APPLE], 4, at_once=size)[0], alone)
     many = draw(debug_model, ["b", APPLE], 8)
     np.testing.assert_array_equal(many[1, :4], alone)
 
@@ -132,7 +132,7 @@ def test_cached_logits_are_those_of_full_recomputation(debug_model, alone):
 @pytest.mark.parametrize(("cfg", "how"), [(5.0, Sampling(1.0)), (1.0, Sampling(1.0, top_k=8))])
 def test_codes_follow_the_exact_guided_softmax(debug_model, cfg, how):
     n = 2000
-    codes = draw(debug_model, [APPLE], n, cfg=cfg, how=how, max_pictures=n)[0]
+    codes = draw(debug_model, [APPLE], n, cfg=cfg, how=how, at_once=n)[0]
     c, u = (x[0] for x in exact_logits(debug_model, APPLE, codes[0]))
     logits = u + cfg * (c - u)
     if how.top_k is not None:

@@ -1,6 +1,6 @@
 """Damaged weight files: refused in one line, or read within their bounds. Nothing else happens.
 
-`python -m bench.fuzz_readers` does the same for as long as one likes.
+`python bench/fuzz_readers.py` does the same for as long as one likes.
 """
 
 import random

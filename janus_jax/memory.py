@@ -1,0 +1,210 @@
+"""How much memory a model and its pictures need, before any of it is taken.
+
+The sums are those of the compiled programs (`tests/test_memory.py` compares them with what XLA
+reports): weights; keys and values of every row; beside them, while a token is drawn, one layer's
+keys and values once more; and after them, while a picture is decoded, three feature maps of the
+decoder at full resolution.
+
+Dims: R rows (two a picture), S cache slots, L layers, K key heads, H head width.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from janus_jax.config import JanusConfig
+from janus_jax.errors import InputError
+
+_DECODER_MAPS = 3
+# What the runtime, fragmentation and small buffers take of a device.
+_HEADROOM = 0.95
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on one device.
+
+    Attributes:
+      weights: parameters.
+      cache: keys and values of all rows.
+      step: what drawing a token takes beside them.
+      decode: what decoding a picture takes, once the caches are gone.
+    """
+
+    weights: int
+    cache: int
+    step: int
+    decode: int
+
+    @property
+    def total(self) -> int:
+        """The largest sum at any time."""
+        return self.weights + max(self.cache + self.step, self.decode)
+
+
+def param_bytes(params: Any) -> int:
+    """Bytes of (possibly abstract) parameters on the device that holds most of them."""
+
+    def one(leaf: Any) -> int:
+        sharding = getattr(leaf, "sharding", None)
+        shape = leaf.shape if sharding is None else sharding.shard_shape(tuple(leaf.shape))
+        return math.prod(shape) * np.dtype(leaf.dtype).itemsize
+
+    return sum(map(one, jax.tree.leaves(params)))
+
+
+def shard_bytes(params: Any, shardings: Any = None) -> int:
+    """Bytes of abstract parameters on one device, whole or spread by a tree of shardings."""
+    if shardings is None:
+        return param_bytes(params)
+    places = jax.tree.leaves(shardings)
+    return sum(
+        math.prod(place.shard_shape(tuple(leaf.shape))) * np.dtype(leaf.dtype).itemsize
+        for leaf, place in zip(jax.tree.leaves(params), places, strict=True)
+    )
+
+
+def drawing(
+    config: JanusConfig,
+    weights: int,
+    pictures: int,
+    prompt_length: int,
+    *,
+    itemsize: int,
+    ways: int = 1,
+) -> Need:
+    """What drawing takes.
+
+    Args:
+      config: architecture.
+      weights: bytes of parameters on a device.
+      pictures: how many at once.
+      prompt_length: padded tokens of their prompts.
+      itemsize: bytes of a number in the caches: 4, or 2 in bfloat16.
+      ways: devices that share the rows and heads.
+    """
+    llm = config.llm
+    slots = prompt_length + config.num_image_tokens - 1
+    layer = 2 * 2 * pictures * slots * llm.num_kv_heads * llm.head_dim * itemsize
+    logits = 4 * 2 * pictures * config.vq.codebook_size * 4
+    decode = _DECODER_MAPS * config.image_size**2 * config.vq.base_channels * 4
+    return Need(weights, llm.depth * layer // ways, layer // ways + logits, decode)
+
+
+def largest_batch(
+    config: JanusConfig,
+    weights: int,
+    prompt_length: int,
+    free: int,
+    *,
+    itemsize: int,
+    ways: int = 1,
+    most: int,
+) -> int:
+    """The most pictures, up to `most`, that fit into `free` bytes; 0 where not one does."""
+    for pictures in range(most, 0, -1):
+        need = drawing(config, weights, pictures, prompt_length, itemsize=itemsize, ways=ways)
+        if need.total <= free:
+            return pictures
+    return 0
+
+
+def device_bytes() -> int | None:
+    """Bytes that a device could give to a model, those it has given included; None if unknown.
+
+    `JANUS_JAX_MEMORY_GB` says otherwise. On a CPU it is what the system has free now.
+    """
+    if chosen := os.environ.get("JANUS_JAX_MEMORY_GB"):
+        try:
+            return int(float(chosen) * 1e9)
+        except ValueError as error:
+            raise InputError(f"JANUS_JAX_MEMORY_GB is {chosen!r}", "gigabytes") from error
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if limit := stats.get("bytes_limit"):
+        return int(limit * _HEADROOM)
+    return _host_bytes()
+
+
+def _host_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    return int(found[0] * _HEADROOM) if found else None
+
+
+def check_weights(name: str, weights: int) -> None:
+    """Refuses a model that does not fit, before it is read.
+
+    Args:
+      name: what the message calls it.
+      weights: bytes of its parameters on a device.
+
+    Raises:
+      InputError: with both numbers.
+    """
+    free = device_bytes()
+    if free is not None and weights > free:
+        raise InputError(
+            f"model {name!r} takes {gb(weights)} on a device, {gb(free)} are free",
+            fix="use a narrower dtype, spread it over a mesh, or take a smaller model",
+        )
+
+
+def pictures_at_once(
+    config: JanusConfig,
+    weights: int,
+    prompt_length: int,
+    *,
+    itemsize: int,
+    ways: int,
+    most: int,
+    asked: int | None,
+) -> int:
+    """How many pictures to draw at once.
+
+    Args:
+      config: architecture.
+      weights: bytes of parameters on a device, which are there already.
+      prompt_length: padded tokens of the longest prompt.
+      itemsize: bytes of a number in the caches.
+      ways: devices that share the rows and heads.
+      most: the default.
+      asked: what the user asked for; None takes the default, or what fits.
+
+    Raises:
+      InputError: `asked`, or even one picture, does not fit; says what would.
+    """
+    free = device_bytes()
+    wanted = asked or most
+    if free is None:
+        return wanted
+    if jax.default_backend() == "cpu" and "JANUS_JAX_MEMORY_GB" not in os.environ:
+        free += weights  # what is free now comes on top of the weights that are loaded
+    fits = largest_batch(
+        config, weights, prompt_length, free, itemsize=itemsize, ways=ways, most=wanted
+    )
+    if fits == 0 or (asked is not None and fits < asked):
+        pictures = asked or 1
+        need = drawing(config, weights, pictures, prompt_length, itemsize=itemsize, ways=ways)
+        noun = "picture" if pictures == 1 else "pictures"
+        raise InputError(
+            f"drawing {pictures} {noun} at once takes {gb(need.total)} on a device "
+            f"({gb(need.weights)} of weights), {gb(free)} are free",
+            f"at most {fits} at once" if fits else "",
+            "use a narrower dtype, or spread the model over a mesh" if not fits else "",
+        )
+    return fits
+
+
+def gb(nbytes: float) -> str:
+    """`1.23 GB`."""
+    return f"{nbytes / 1e9:.2f} GB"

@@ -1,0 +1,109 @@
+"""The planner against XLA's own accounts, and what is refused by it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax import Janus, functional, memory
+from janus_jax.config import EMOJI, JANUS_PRO_7B, JanusConfig
+from janus_jax.errors import InputError
+from janus_jax.generate.image import DrawState, advance, pictures
+from janus_jax.generate.sampling import Sampling
+from janus_jax.nn.cache import KVCache
+
+LENGTH = 32
+
+
+def shape(*sizes: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def state(config: JanusConfig, n: int) -> DrawState:
+    rows, slots = 2 * n, LENGTH + config.num_image_tokens - 1
+    llm = config.llm
+    layers = (jnp.zeros((rows, slots, llm.num_kv_heads, llm.head_dim)),) * llm.depth
+    return DrawState(
+        KVCache(layers, layers, jnp.zeros((rows, slots), bool), jnp.int32(0)),
+        jnp.zeros((n, config.num_image_tokens), jnp.int32),
+        jnp.int32(0),
+        jnp.zeros(rows, jnp.int32),
+        jax.random.split(jax.random.key(0), n),
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    graphdef, params = functional.abstract(EMOJI)
+    return graphdef, params, memory.param_bytes(params)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_step_takes_what_the_compiler_says(model, n: int):
+    graphdef, params, weights = model
+    how = Sampling(np.float32(1.0), None, None)
+    program = advance.lower(graphdef, params, state(EMOJI, n), np.int32(9), np.float32(5), how)
+    compiled = program.compile().memory_analysis()
+    need = memory.drawing(EMOJI, weights, n, LENGTH, itemsize=4)
+    # Every cache is updated in place: what comes out is what went in.
+    assert compiled.alias_size_in_bytes == pytest.approx(need.cache, rel=0.01)
+    assert compiled.output_size_in_bytes - compiled.alias_size_in_bytes < 1000
+    assert compiled.temp_size_in_bytes == pytest.approx(need.step, rel=0.25)
+
+
+def test_decoding_takes_what_the_compiler_says(model):
+    graphdef, params, weights = model
+    program = pictures.lower(graphdef, params, shape(1, EMOJI.num_image_tokens, dtype=jnp.int32))
+    compiled = program.compile().memory_analysis()
+    need = memory.drawing(EMOJI, weights, 1, LENGTH, itemsize=4)
+    assert compiled.temp_size_in_bytes == pytest.approx(need.decode, rel=0.1)
+
+
+def test_the_sum_by_hand():
+    # Two rows, 607 slots, 30 layers of 32 heads of 128, keys and values, two bytes.
+    need = memory.drawing(JANUS_PRO_7B, 14_816_000_000, 1, 32, itemsize=2)
+    layer = 2 * 2 * 607 * 32 * 128 * 2
+    assert (need.cache, need.step) == (30 * layer, layer + 4 * 2 * 16384 * 4)
+    assert need.decode == 3 * 384 * 384 * 128 * 4
+    assert need.total == need.weights + need.cache + need.step
+    halved = memory.drawing(JANUS_PRO_7B, 0, 1, 32, itemsize=2, ways=2)
+    assert halved.cache == need.cache // 2
+
+
+def test_the_largest_batch_is_the_largest():
+    def fits(free: float, most: int = 16) -> int:
+        return memory.largest_batch(
+            JANUS_PRO_7B, 14_816_000_000, 32, int(free), itemsize=2, most=most
+        )
+
+    assert fits(14.9e9) == 0
+    batch = fits(16e9)
+    for n, expected in ((batch, True), (batch + 1, False)):
+        need = memory.drawing(JANUS_PRO_7B, 14_816_000_000, n, 32, itemsize=2)
+        assert (need.total <= 16e9) is expected
+    assert fits(100e9) == 16
+
+
+def test_too_many_pictures_are_refused_with_the_number_that_fits(debug_dir, monkeypatch):
+    model = Janus.from_pretrained(debug_dir, dtype="float32")
+    weights = memory.param_bytes(model.params)
+    two = memory.drawing(model.config, weights, 2, LENGTH, itemsize=4).total
+    monkeypatch.setenv("JANUS_JAX_MEMORY_GB", str((two + 10) / 1e9))
+    with pytest.raises(InputError, match=r"drawing 3 pictures at once takes .* at most 2 at once"):
+        model.generate_codes(["a red apple"], 3, at_once=3)
+    # Left to itself it draws two at a time, and the pictures are the same.
+    codes = model.generate_codes(["a red apple"], 3)
+    monkeypatch.delenv("JANUS_JAX_MEMORY_GB")
+    np.testing.assert_array_equal(model.generate_codes(["a red apple"], 3), codes)
+    monkeypatch.setenv("JANUS_JAX_MEMORY_GB", str(weights / 1e9))
+    with pytest.raises(InputError, match=r"drawing 1 picture at once takes .*narrower dtype"):
+        model.generate_codes(["a red apple"])
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(monkeypatch):
+    monkeypatch.setenv("JANUS_JAX_MEMORY_GB", "0.01")
+    with pytest.raises(InputError, match=r"model 'emoji' takes 0.03 GB on a device, 0.01 GB are"):
+        Janus.from_pretrained("emoji", dtype="float32")
+    monkeypatch.setenv("JANUS_JAX_MEMORY_GB", "much")
+    with pytest.raises(InputError, match="JANUS_JAX_MEMORY_GB is 'much'"):
+        Janus.from_pretrained("emoji", dtype="float32")
