@@ -8,6 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from janus_jax.nn.layers import precision
+
 
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, *, scale: float
@@ -28,12 +30,16 @@ def attention(
     b, t, n, h = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(b, t, kv_heads, n // kv_heads, h)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    asked = precision(q.dtype)
+    scores = jnp.einsum(
+        "btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32, precision=asked
+    )
     scores = scores * scale
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(b, t, n, h)
+    y = jnp.einsum("bkgts,bskh->btkgh", weights, v, precision=asked)
+    return y.reshape(b, t, n, h)
 
 
 def causal_mask(valid: jax.Array) -> jax.Array:

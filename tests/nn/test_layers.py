@@ -149,3 +149,16 @@ def test_int8_product_widens_a_block_at_a_time_on_a_cpu_only():
     traced = jax.jit(int8_product).trace(*shapes)
     assert "while" in traced.lower(lowering_platforms=("cpu",)).as_text()
     assert "while" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_float32_products_are_float32_on_every_backend():
+    # A TPU would otherwise multiply in bfloat16; here the request is read from the program.
+    linear = Linear(nnx.Rngs(0), 4, 3, (None, None), bias=True, **F32)
+    conv = Conv(nnx.Rngs(0), 4, 3, kernel=3, **F32)
+    asked = str(jax.make_jaxpr(lambda x: (linear(x), conv(x)))(jnp.ones((1, 5, 5, 4))))
+    assert asked.count("HIGHEST") >= 2
+    narrow = Linear(
+        nnx.Rngs(0), 4, 3, (None, None), bias=True, dtype=jnp.bfloat16, param_dtype=jnp.float32
+    )
+    with jax.default_matmul_precision("default"):
+        assert "HIGHEST" not in str(jax.make_jaxpr(narrow)(jnp.ones((1, 4))))
