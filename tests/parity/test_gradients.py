@@ -48,7 +48,7 @@ def plan_for(pair: Pair, paths: list[str]) -> Plan:
     shapes = shapes_of(functional.flat_params(pair.params))
     named = dict(pair.hf.named_parameters())
     whole = plan_import(HF, shapes, shapes_of(named))
-    return Plan(tuple(entry for entry in whole.entries if entry.ours in paths))
+    return Plan(whole.table, tuple(entry for entry in whole.entries if entry.ours in paths))
 
 
 def test_language_model_and_adaptors(pair: Pair):
