@@ -13,6 +13,7 @@ of activations, so one table decides the layout of a run:
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,6 +139,12 @@ def mesh_of(params: Any) -> Mesh | None:
     if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
         return None
     return sharding.mesh if sharding.mesh.size > 1 else None
+
+
+def on_mesh(params: Any) -> contextlib.AbstractContextManager[Any]:
+    """Makes the mesh of the parameters the one that `constrain` pins activations to."""
+    mesh = mesh_of(params)
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def param_shardings(params: nnx.State, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> nnx.State:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from janus_jax.cli.common import check_model, load, name_flag
+from janus_jax.cli.common import check_mesh, check_model, load, name_flag
 from janus_jax.errors import InputError
 from janus_jax.generate.settings import check_settings
 
@@ -43,6 +43,7 @@ class Chat:
         system: System prompt; by default the one the model was trained with.
         dtype: Precision of the weights; by default float32 on a CPU, bfloat16 elsewhere. int8
             halves the memory of bfloat16.
+        mesh: Spread the model over all devices, such as fsdp=2,tensor=4.
         json: Print {"text": ...} on stdout, one line an answer, instead of the bare answer.
     """
 
@@ -58,6 +59,7 @@ class Chat:
     seed: int = 0
     system: str | None = None
     dtype: Literal["float32", "bfloat16", "int8"] | None = None
+    mesh: str | None = None
     json: bool = False
 
 
@@ -80,11 +82,12 @@ def run(options: Chat) -> int:
     if () in options.image:
         raise InputError("--image has no file", "one or more picture files")
     check_model(options.model)
+    check_mesh(options.mesh)
     images = _load_images(options)
 
     from janus_jax.cli.repl import Session, write_answer
 
-    model = load(options.model, options.dtype)
+    model = load(options.model, options.dtype, options.mesh)
     chat = model.start_chat(options.system, **sampling)
     if options.question is None:
         session = Session(chat, max_tokens=options.max_tokens, as_json=options.json, images=images)

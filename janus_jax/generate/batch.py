@@ -21,6 +21,7 @@ from janus_jax.generate.settings import check_settings
 from janus_jax.generate.stops import Stop, StopText
 from janus_jax.generate.text import advance, answer_room, begin
 from janus_jax.processing import Prompt, StreamDecoder, Turn, chat_prompt, image_index, left_pad
+from janus_jax.sharding import on_mesh
 
 
 @dataclass(frozen=True)
@@ -158,20 +159,21 @@ def _run(model: LoadedModel, rows: list[_Row], how: Sampling, stop: Stop) -> lis
     )
     most = np.array([row.most for row in rows], np.int32)
     eos = np.int32(model.tokenizer.eos)
-    state = begin(
-        model.graphdef,
-        model.params,
-        ids,
-        mask,
-        positions,
-        stacked,
-        index,
-        keys_from,
-        eos,
-        how,
-        # Bucketed too: another max_tokens then rarely compiles again.
-        slots=bucket_length(length + int(most.max())),
-    )
+    with on_mesh(model.params):
+        state = begin(
+            model.graphdef,
+            model.params,
+            ids,
+            mask,
+            positions,
+            stacked,
+            index,
+            keys_from,
+            eos,
+            how,
+            # Bucketed too: another max_tokens then rarely compiles again.
+            slots=bucket_length(length + int(most.max())),
+        )
     answers = [_Answer(model, stop) for _ in rows]
     tokens, made = np.asarray(state.token)[:, None], 0
     while True:
@@ -184,5 +186,6 @@ def _run(model: LoadedModel, rows: list[_Row], how: Sampling, stop: Stop) -> lis
         if ended.all():
             return [answer.finish() for answer in answers]
         state = dataclasses.replace(state, done=jnp.asarray(ended))
-        state, piece, count = advance(model.graphdef, model.params, state, most, eos, how)
+        with on_mesh(model.params):
+            state, piece, count = advance(model.graphdef, model.params, state, most, eos, how)
         tokens = np.asarray(piece)[:, : int(count)]

@@ -37,6 +37,7 @@ from janus_jax.processing import (
     load_image,
     understanding_pixels,
 )
+from janus_jax.sharding import constrain, on_mesh
 
 ImageSource = str | Path | bytes | Image.Image
 
@@ -87,8 +88,27 @@ def extend(
     keys = row_keys(*keys_from)
     token = sample(keys, jnp.int32(0), model.text_logits(last), how)
     end = first + new
-    cache = KVCache(cache.k, cache.v, cache.valid, end)
+    cache = _spread(KVCache(cache.k, cache.v, cache.valid, end))
+    # Whole on every device: each host of several can read it.
+    token = constrain(token, None)
     return ChatState(cache, token, end[None], jnp.int32(1), token == eos, keys)
+
+
+@functools.partial(jax.jit, static_argnums=range(6))
+def empty_cache(
+    layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: Any
+) -> KVCache:
+    """`KVCache.empty`, laid over the mesh as `extend` leaves it, so that no turn compiles again."""
+    return _spread(KVCache.empty(layers, batch, slots, kv_heads, head_dim, dtype))
+
+
+def _spread(cache: KVCache) -> KVCache:
+    """Rows and heads over the mesh."""
+
+    def pin(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return tuple(constrain(x, "batch", None, "heads", None) for x in arrays)
+
+    return KVCache(pin(cache.k), pin(cache.v), constrain(cache.valid, "batch", None), cache.length)
 
 
 def cache_slots(needed: int) -> int:
@@ -313,9 +333,10 @@ class Conversation:
                 return
             # While the program runs the old cache is gone: whoever interrupts it must find none.
             self._kept = None
-            state, piece, count = advance(
-                model.graphdef, model.params, state, np.int32(most), eos, self._how
-            )
+            with on_mesh(model.params):
+                state, piece, count = advance(
+                    model.graphdef, model.params, state, np.int32(most), eos, self._how
+                )
             new = np.asarray(piece)[0, : int(count)]
 
     def _read(
@@ -330,33 +351,33 @@ class Conversation:
         ids = np.full((1, length), model.tokenizer.pad, np.int32)
         ids[0, : len(new)] = new
         slots = cache_slots(max(start + length, len(prompt.ids) + most))
-        cache = self._room_for(slots, None if kept is None else kept.cache)
         spans = [(at - start, size) for at, size in prompt.image_spans if at >= start]
         index = stacked = None
         if spans:
             index = image_index([spans], length, model.config.vision.num_patches)
             stacked = np.stack(pixels[len(pixels) - len(spans) :])
         turn = np.array([sum(t.role == "user" for t in self._turns)], np.int32)
-        return extend(
-            model.graphdef,
-            model.params,
-            cache,
-            np.int32(start),
-            np.int32(len(new)),
-            ids,
-            stacked,
-            index,
-            (np.uint32(self._seed), prompt_digest(text)[None], turn),
-            np.int32(model.tokenizer.eos),
-            self._how,
-        )
+        with on_mesh(model.params):
+            return extend(
+                model.graphdef,
+                model.params,
+                self._room_for(slots, None if kept is None else kept.cache),
+                np.int32(start),
+                np.int32(len(new)),
+                ids,
+                stacked,
+                index,
+                (np.uint32(self._seed), prompt_digest(text)[None], turn),
+                np.int32(model.tokenizer.eos),
+                self._how,
+            )
 
     def _room_for(self, slots: int, cache: KVCache | None) -> KVCache:
         if cache is not None:
             return cache if cache.valid.shape[1] >= slots else cache.grow(slots)
         llm = self._model.config.llm
         dtype = nnx.merge(self._model.graphdef, self._model.params).llm.embed.dtype
-        return KVCache.empty(llm.depth, 1, slots, llm.num_kv_heads, llm.head_dim, dtype)
+        return empty_cache(llm.depth, 1, slots, llm.num_kv_heads, llm.head_dim, dtype)
 
     def _prompt(self, turns: Sequence[Turn]) -> Prompt:
         return chat_prompt(

@@ -15,7 +15,6 @@ only, and at most 16 of them.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +42,7 @@ from janus_jax.models.janus import JanusModel
 from janus_jax.nn.cache import KVCache
 from janus_jax.processing.prompt import Roles, generation_prompt, left_pad, unconditional
 from janus_jax.processing.tokenizer import Tokenizer
-from janus_jax.sharding import constrain, mesh_of
+from janus_jax.sharding import constrain, on_mesh
 
 Progress = Callable[[int, int], None]
 
@@ -218,12 +217,6 @@ def decode_codes(graphdef: Any, params: Any, codes: np.ndarray, chunk: int = 1) 
             pictures(graphdef, params, padded[i : i + chunk]) for i in range(0, len(padded), chunk)
         ]
     return np.concatenate([np.asarray(part) for part in parts])[: len(codes)]
-
-
-def on_mesh(params: Any) -> contextlib.AbstractContextManager[Any]:
-    """Makes the mesh of the parameters the one that `constrain` pins activations to."""
-    mesh = mesh_of(params)
-    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def encode_prompts(

@@ -11,7 +11,7 @@ compiled.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from janus_jax.errors import InputError
 from janus_jax.generate.sampling import Sampling, row_keys, sample
 from janus_jax.nn.cache import KVCache
 from janus_jax.processing.prompt import Prompt
+from janus_jax.sharding import constrain
 
 # Tokens between two visits to the host: few enough that a stream feels live, and enough that the
 # visits cost nothing.
@@ -89,7 +90,8 @@ def begin(
     features = None if pixels is None else model.encode_image(pixels)
     h, cache = model.prefill(model.embed(ids, features, index), positions, mask, slots)
     keys = row_keys(*keys_from)
-    token = sample(keys, jnp.int32(0), model.text_logits(h[:, -1]), how)
+    # Whole on every device: each host of several can read all of them. So are those of `advance`.
+    token = constrain(sample(keys, jnp.int32(0), model.text_logits(h[:, -1]), how), None)
     length = jnp.sum(mask, axis=-1, dtype=jnp.int32)
     return ChatState(cache, token, length, jnp.int32(1), token == eos, keys)
 
@@ -140,7 +142,9 @@ def advance(
         new = ChatState(cache, token, state.position + 1, state.step + 1, done, state.keys)
         return new, tokens, filled + 1
 
-    return lax.while_loop(more, body, (state, tokens, jnp.int32(0)))
+    state, tokens, filled = lax.while_loop(more, body, (state, tokens, jnp.int32(0)))
+    state = replace(state, token=constrain(state.token, None))
+    return state, constrain(tokens, None, None), filled
 
 
 def answer_room(config: JanusConfig, prompt: Prompt) -> int:

@@ -107,6 +107,7 @@ def test_broken_pictures_exit_2_with_one_line(run, picture, tmp_path, monkeypatc
         ([QUESTION, "--seed", str(2**32)], "--seed is"),
         ([QUESTION, "--top-k", "0"], "--top-k is 0"),
         ([QUESTION, "--top-p", "1.5"], "--top-p is 1.5"),
+        ([QUESTION, "--mesh", "rows=2"], "--mesh: mesh 'rows=2'"),
         (["word " * 600], "too long"),
     ],
 )
