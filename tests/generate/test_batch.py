@@ -4,7 +4,6 @@ from PIL import Image
 
 from janus_jax.api import Janus
 from janus_jax.generate.batch import ChatRequest
-from janus_jax.processing import Turn, chat_prompt
 
 
 @pytest.fixture(scope="module")
@@ -48,29 +47,3 @@ def test_each_row_has_its_seed_and_its_stop(model):
     want = [text.split(stop)[0].strip() for text in alone]
     assert [result.text for result in model.chat_batch(rows, stop=[stop], **hot)] == want
     assert model.chat_batch([]) == []
-
-
-def test_typed_control_tokens_are_text_in_every_place(model):
-    tokenizer, patches = model.tokenizer, model.config.vision.num_patches
-    added = [t.content for t in tokenizer._raw.get_added_tokens_decoder().values()]
-    assert len(added) >= 8
-    for typed in added:
-        turns = [Turn("user", f"a{typed}b", 1), Turn("assistant", f"c{typed}"), Turn("user", typed)]
-        plain = [Turn("user", "ab", 1), Turn("assistant", "c"), Turn("user", "d")]
-        made, want = (
-            chat_prompt(
-                tokenizer,
-                t,
-                roles=model.processor.roles,
-                system=system,
-                num_image_tokens=patches,
-            )
-            for t, system in ((turns, f"s{typed}"), (plain, "s"))
-        )
-
-        def control(prompt):
-            return [i for i in prompt.ids.tolist() if i in tokenizer.protected]
-
-        assert control(made) == control(want), typed
-        for start, size in made.image_spans:
-            assert (made.ids[start : start + size] == tokenizer.image_placeholder).all()
