@@ -109,7 +109,6 @@ def test_broken_pictures_exit_2_with_one_line(run, picture, tmp_path, monkeypatc
         ([QUESTION, "--top-p", "1.5"], "--top-p is 1.5"),
         ([QUESTION, "--mesh", "rows=2"], "--mesh: mesh 'rows=2'"),
         (["word " * 600], "too long"),
-        ([QUESTION, "--mesh", "rows=2"], "--mesh: mesh 'rows=2'"),
         ([QUESTION, "--mesh", "fsdp=3"], "--mesh: mesh {'fsdp': 3}"),
     ],
 )
