@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
-import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,11 +15,10 @@ import tyro
 from janus_jax.cli.common import check_mesh, check_model, load
 from janus_jax.errors import InputError
 from janus_jax.generate.settings import check_settings
+from janus_jax.picture_file import SETTINGS, encode, metadata, prepare_directory, stem, write_new
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from janus_jax.api import Janus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +92,11 @@ def run(options: Generate) -> int:
         options = again(options, options.again)
     if not options.prompts:
         raise InputError("PROMPT is missing", 'one or more texts, such as "red apple"')
-    settings = {
-        key: getattr(options, key)
-        for key in ("first", "at_once", "cfg", "temperature", "top_k", "top_p", "seed")
-    }
+    settings = {key: getattr(options, key) for key in ("first", "at_once", "seed", *SETTINGS)}
     check_settings(flags=True, n=options.n, **settings)
     check_model(options.model)
     check_mesh(options.mesh)
-    _prepare(options.out)
+    prepare_directory(options.out)
 
     model = load(options.model, options.dtype, options.mesh)
     problems = model.check_prompts(options.prompts)
@@ -117,7 +110,7 @@ def run(options: Generate) -> int:
         with _progress() as progress:
             pictures = model.generate_images(good, options.n, progress=progress, **settings)
     paths = [
-        _save(image, _stem(prompt, options.seed, i), options, _metadata(model, options, prompt, i))
+        _save(image, options.out, metadata(model, prompt, options.seed, i, settings))
         for prompt, row in zip(good, pictures, strict=True)
         for i, image in enumerate(row, start=options.first)
     ]
@@ -159,7 +152,7 @@ def again(options: Generate, picture: Path) -> Generate:
             first=int(found["index"]),
             n=1,
             dtype=settings.pop("dtype"),
-            **{key: settings[key] for key in ("cfg", "temperature", "top_k", "top_p")},
+            **{key: settings[key] for key in SETTINGS},
         )
         model, _, fingerprint = found["model"].rpartition(" ")
     except FileNotFoundError as error:
@@ -186,22 +179,6 @@ def _fingerprint(model: str) -> str:
     return "random" if model == "debug" else fingerprint(find_model(model))
 
 
-def _prepare(out: Path) -> None:
-    """Makes the output directory before anything slow happens."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        writable = os.access(out, os.W_OK | os.X_OK)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"--out {str(out)!r} cannot be a directory ({reason})", "a directory", "choose another"
-        ) from error
-    if not writable:
-        raise InputError(
-            f"--out {str(out)!r} is not writable", "a writable directory", "choose another"
-        )
-
-
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int], None] | None]:
     """A bar on stderr where that is a terminal, else nothing."""
@@ -216,51 +193,14 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _stem(prompt: str, seed: int, index: int) -> str:
-    """`red-apple-seed0-1`: letters and digits of any script."""
-    words = re.sub(r"[\W_]+", "-", prompt).strip("-").lower()
-    # File names are limited to 255 bytes, and a letter may take four.
-    while len(words.encode()) > 120:
-        words = words[:-1]
-    return f"{words.strip('-') or 'picture'}-seed{seed}-{index}"
-
-
-def _metadata(model: Janus, options: Generate, prompt: str, index: int) -> dict[str, str]:
-    """What it takes to draw the picture again."""
-    from janus_jax import __version__
-
-    settings = {
-        "cfg": options.cfg,
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "dtype": str(model.dtype),
-    }
-    return {
-        "prompt": prompt,
-        "seed": str(options.seed),
-        "index": str(index),
-        "settings": json.dumps(settings),
-        "model": f"{model.name} {model.fingerprint}",
-        "Software": f"janus-jax {__version__}",
-    }
-
-
-def _save(image: Image.Image, stem: str, options: Generate, metadata: dict[str, str]) -> Path:
+def _save(image: Image.Image, out: Path, about: dict[str, str]) -> Path:
     """Writes a picture where no other picture is; the same picture is left as it is."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    for key, text in metadata.items():
-        info.add_itxt(key, text)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
-    content = buffer.getvalue()
+    content = encode(image, about)
+    name = stem(about["prompt"], int(about["seed"]), int(about["index"]))
     for attempt in range(1, 10_000):
-        path = options.out / f"{stem}{'' if attempt == 1 else f'-{attempt}'}.png"
+        path = out / f"{name}{'' if attempt == 1 else f'-{attempt}'}.png"
         try:
-            with path.open("xb") as file:
-                file.write(content)
+            write_new(path, content)
             return path
         except FileExistsError:
             if path.is_file() and path.read_bytes() == content:
@@ -270,4 +210,4 @@ def _save(image: Image.Image, stem: str, options: Generate, metadata: dict[str, 
             raise InputError(
                 f"--out: {str(path)!r} cannot be written ({reason})", fix="choose another"
             ) from error
-    raise InputError(f"--out {str(options.out)!r} is full of {stem}-*.png", fix="choose another")
+    raise InputError(f"--out {str(out)!r} is full of {name}-*.png", fix="choose another")

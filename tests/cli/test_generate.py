@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import Janus
-from janus_jax.cli import generate, main
+from janus_jax import Janus, picture_file
+from janus_jax.cli import main
 
 APPLE = "a red apple"
 
@@ -173,7 +173,7 @@ def test_an_unwritable_directory_is_refused(run, tmp_path, monkeypatch):
     folder.mkdir()
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     # The superuser may write anywhere; the answer of the system is what counts.
-    monkeypatch.setattr(generate.os, "access", lambda *_: False)
+    monkeypatch.setattr(picture_file.os, "access", lambda *_: False)
     assert "is not writable" in refused(run(APPLE, out=str(folder)))
 
 
