@@ -1,8 +1,8 @@
 """What the TPU compiler makes of the loop that draws a picture, without a TPU.
 
     python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]"     # once; Linux x86-64
-    .venv-tpu/bin/python -m bench.decode_hlo --topology v5e:2x2 --json
-    .venv-tpu/bin/python -m bench.decode_hlo --topology v5p:2x2x1 --json
+    .venv-tpu/bin/python bench/decode_hlo.py --topology v5e:2x2 --json
+    .venv-tpu/bin/python bench/decode_hlo.py --topology v5p:2x2x1 --json
 
 Compiles `janus_jax.generate.image.advance` of Janus-Pro-1B in bfloat16 for one chip of a topology,
 from shapes alone, and reads the optimised program: the bytes that a step moves from and to the
@@ -23,7 +23,12 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    # Python puts the script's own folder first, where `convert` and `emoji` would be files.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import hlo
 
@@ -55,7 +60,7 @@ def main() -> int:
         print(
             "decode_hlo: libtpu is not in this environment; run\n"
             '  python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]"\n'
-            f"  .venv-tpu/bin/python -m bench.decode_hlo {' '.join(sys.argv[1:])}",
+            f"  .venv-tpu/bin/python bench/decode_hlo.py {' '.join(sys.argv[1:])}",
             file=sys.stderr,
         )
         return 1
