@@ -30,10 +30,9 @@ if __name__ == "__main__":
 
 from bench.measure import machine, seconds, summary
 from bench.peer import BOI, BOS, IMAGE_TOKEN, PAD, Pair, architecture, build
-from janus_jax.generate.chat import cache_slots, extend
+from janus_jax.generate.chat import cache_slots
 from janus_jax.generate.sampling import Sampling, bucket_length
-from janus_jax.generate.text import ChatState, advance
-from janus_jax.nn.cache import KVCache
+from janus_jax.generate.text import ChatState, advance, empty_cache, extend
 from janus_jax.processing import image_index
 
 QUESTION_LENGTH, WORD, EOI = 48, 11, 4
@@ -117,7 +116,7 @@ class Ours:
         """Makes `count` tokens; returns the first."""
         pair, llm = self._pair, self._pair.config.llm
         slots = cache_slots(self._length + LONG)
-        cache = KVCache.empty(llm.depth, 1, slots, llm.num_kv_heads, llm.head_dim, np.float32)
+        cache = empty_cache(llm.depth, 1, slots, llm.num_kv_heads, llm.head_dim, np.float32)
         state: ChatState = extend(
             pair.graphdef,
             pair.params,

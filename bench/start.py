@@ -116,14 +116,14 @@ def programs(model: str) -> Mapping[str, Callable[[], Any]]:
     pixels = like(1, config.image_size, config.image_size, 3, dtype=np.float32)
     words = (graphdef, params, cache, like(), like(), like(1, asked), pixels, like(1, asked))
     reading = (*words, keys(1), like(), how)
-    answer = jax.eval_shape(chat.extend, *reading)
+    answer = jax.eval_shape(text.extend, *reading)
 
     drawn, size = 32, config.num_image_tokens
     rows = (like(1, 2, drawn), like(1, drawn, dtype=np.bool_), like(1, drawn), like(1))
     starting = (graphdef, params, *rows, keys(1), np.float32(5.0), how)
     picture = jax.eval_shape(lambda *a: image.begin(*a, num_codes=size), *starting)
     return {
-        "read": lambda: chat.extend.lower(*reading).compile(),
+        "read": lambda: text.extend.lower(*reading).compile(),
         "answer": lambda: text.advance.lower(
             graphdef, params, answer, like(), like(), how
         ).compile(),

@@ -9,24 +9,30 @@ fresh run, also where the text of an answer is cut into other tokens than the mo
 
 from __future__ import annotations
 
-import functools
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
 
 from janus_jax.checkpoint import LoadedModel
 from janus_jax.errors import InputError
-from janus_jax.generate.sampling import Sampling, bucket_length, prompt_digest, row_keys, sample
+from janus_jax.generate.sampling import Sampling, bucket_length, prompt_digest
 from janus_jax.generate.settings import check_settings
 from janus_jax.generate.stops import Stop, StopText
-from janus_jax.generate.text import ChatState, advance, answer_room
+from janus_jax.generate.text import (
+    PIECE,
+    ChatState,
+    advance,
+    answer_room,
+    empty_cache,
+    extend,
+)
 from janus_jax.nn.cache import KVCache
 from janus_jax.processing import (
     Prompt,
@@ -37,83 +43,28 @@ from janus_jax.processing import (
     load_image,
     understanding_pixels,
 )
-from janus_jax.sharding import constrain, on_mesh
+from janus_jax.sharding import on_mesh
 
 ImageSource = str | Path | bytes | Image.Image
 
 MIN_SLOTS = 512
 
+# A stream moves a few times a second, and an interrupt waits no longer than that.
+SECONDS_A_PIECE = 0.25
+
 Ending = Literal["end", "length", "stop", "interrupted"]
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("cache",))
-def extend(
-    graphdef: Any,
-    params: Any,
-    cache: KVCache,
-    start: jax.Array | int,
-    count: jax.Array | int,
-    ids: jax.Array,
-    pixels: jax.Array | None,
-    index: jax.Array | None,
-    keys_from: tuple[jax.Array, jax.Array, jax.Array],
-    eos: jax.Array | int,
-    how: Sampling,
-) -> ChatState:
-    """Reads the new part of one conversation and samples the first token of the answer.
-
-    Args:
-      graphdef: static part of the model.
-      params: parameters.
-      cache: given up by the caller; one row without padding, so that slot and position agree.
-      start: tokens of the cache that stay.
-      count: new tokens.
-      ids: int32 [1, T], padded on the right; slots `start` to `start + T - 1` must exist.
-      pixels: float32 [N, S, S, 3], the pictures among the new tokens, or None.
-      index: int32 [1, T] as `janus_jax.processing.image_index` makes it, or None.
-      keys_from: seed uint32 [], digest uint32 [1, 2], number int32 [1].
-      eos: id of the end-of-sentence token.
-      how: sampling.
-
-    Returns:
-      The state after one token.
-    """
-    model = nnx.merge(graphdef, params)
-    first, new = jnp.asarray(start, jnp.int32), jnp.asarray(count, jnp.int32)
-    features = None if pixels is None else model.encode_image(pixels)
-    offsets = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
-    x = model.embed(ids, features, index)
-    h, cache = model.extend(x, first + offsets, offsets < new, cache.rewind(first))
-    last = jax.lax.dynamic_index_in_dim(h, new - 1, axis=1, keepdims=False)
-    keys = row_keys(*keys_from)
-    token = sample(keys, jnp.int32(0), model.text_logits(last), how)
-    end = first + new
-    cache = _spread(KVCache(cache.k, cache.v, cache.valid, end))
-    # Whole on every device: each host of several can read it.
-    token = constrain(token, None)
-    return ChatState(cache, token, end[None], jnp.int32(1), token == eos, keys)
-
-
-@functools.partial(jax.jit, static_argnums=range(6))
-def empty_cache(
-    layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: Any
-) -> KVCache:
-    """`KVCache.empty`, laid over the mesh as `extend` leaves it, so that no turn compiles again."""
-    return _spread(KVCache.empty(layers, batch, slots, kv_heads, head_dim, dtype))
-
-
-def _spread(cache: KVCache) -> KVCache:
-    """Rows and heads over the mesh."""
-
-    def pin(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        return tuple(constrain(x, "batch", None, "heads", None) for x in arrays)
-
-    return KVCache(pin(cache.k), pin(cache.v), constrain(cache.valid, "batch", None), cache.length)
 
 
 def cache_slots(needed: int) -> int:
     """Slots of a conversation's cache: 512, 1024, 2048, ..., so that few sizes are compiled."""
     return max(MIN_SLOTS, 1 << (needed - 1).bit_length())
+
+
+def _pace(seconds_a_token: float) -> int:
+    """Tokens until the next visit to the host. It changes when they come, never which."""
+    if jax.process_count() > 1:
+        return PIECE  # hosts measure different times, but must run the same programs
+    return max(1, min(PIECE, int(SECONDS_A_PIECE / seconds_a_token)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,7 +268,7 @@ class Conversation:
         """Ids of the answer; None at its end if the model ended it."""
         model, eos = self._model, np.int32(self._model.tokenizer.eos)
         state = self._read(prompt, pixels, text, most)
-        ids, made = prompt.ids, 0
+        ids, made, pace = prompt.ids, 0, 1
         new = np.asarray(state.token)
         while True:
             made += len(new)
@@ -333,11 +284,13 @@ class Conversation:
                 return
             # While the program runs the old cache is gone: whoever interrupts it must find none.
             self._kept = None
+            begun, stop = time.perf_counter(), np.int32(min(most, made + pace))
             with on_mesh(model.params):
                 state, piece, count = advance(
-                    model.graphdef, model.params, state, np.int32(most), eos, self._how
+                    model.graphdef, model.params, state, stop, eos, self._how
                 )
             new = np.asarray(piece)[0, : int(count)]
+            pace = _pace((time.perf_counter() - begun) / len(new))
 
     def _read(
         self, prompt: Prompt, pixels: tuple[np.ndarray, ...], text: str, most: int

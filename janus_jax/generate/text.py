@@ -3,9 +3,9 @@
 Dims: B conversations, T padded prompt length, S cache slots, N pictures, P tokens of a picture,
 C tokens of a piece, V vocabulary.
 
-Two programs: `begin` reads the pictures and the prompt and gives the first token, `advance` gives
-up to C more. Prompts are padded on the left to a few lengths, so the next question finds both
-compiled.
+Three programs: `begin` reads the pictures and prompts of a batch, or `extend` the new part of one
+conversation, and gives the first token; `advance` gives up to C more. Prompts are padded to a few
+lengths, so the next question finds them compiled.
 """
 
 from __future__ import annotations
@@ -94,6 +94,71 @@ def begin(
     token = constrain(sample(keys, jnp.int32(0), model.text_logits(h[:, -1]), how), None)
     length = jnp.sum(mask, axis=-1, dtype=jnp.int32)
     return ChatState(cache, token, length, jnp.int32(1), token == eos, keys)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("cache",))
+def extend(
+    graphdef: Any,
+    params: Any,
+    cache: KVCache,
+    start: jax.Array | int,
+    count: jax.Array | int,
+    ids: jax.Array,
+    pixels: jax.Array | None,
+    index: jax.Array | None,
+    keys_from: tuple[jax.Array, jax.Array, jax.Array],
+    eos: jax.Array | int,
+    how: Sampling,
+) -> ChatState:
+    """Reads the new part of one conversation and samples the first token of the answer.
+
+    Args:
+      graphdef: static part of the model.
+      params: parameters.
+      cache: given up by the caller; one row without padding, so that slot and position agree.
+      start: tokens of the cache that stay.
+      count: new tokens.
+      ids: int32 [1, T], padded on the right; slots `start` to `start + T - 1` must exist.
+      pixels: float32 [N, S, S, 3], the pictures among the new tokens, or None.
+      index: int32 [1, T] as `janus_jax.processing.image_index` makes it, or None.
+      keys_from: seed uint32 [], digest uint32 [1, 2], number int32 [1].
+      eos: id of the end-of-sentence token.
+      how: sampling.
+
+    Returns:
+      The state after one token.
+    """
+    model = nnx.merge(graphdef, params)
+    first, new = jnp.asarray(start, jnp.int32), jnp.asarray(count, jnp.int32)
+    features = None if pixels is None else model.encode_image(pixels)
+    offsets = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
+    x = model.embed(ids, features, index)
+    h, cache = model.extend(x, first + offsets, offsets < new, cache.rewind(first))
+    last = jax.lax.dynamic_index_in_dim(h, new - 1, axis=1, keepdims=False)
+    keys = row_keys(*keys_from)
+    token = sample(keys, jnp.int32(0), model.text_logits(last), how)
+    end = first + new
+    cache = _spread(KVCache(cache.k, cache.v, cache.valid, end))
+    # Whole on every device: each host of several can read it.
+    token = constrain(token, None)
+    return ChatState(cache, token, end[None], jnp.int32(1), token == eos, keys)
+
+
+@functools.partial(jax.jit, static_argnums=range(6))
+def empty_cache(
+    layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: Any
+) -> KVCache:
+    """`KVCache.empty`, laid over the mesh as `extend` leaves it, so that no turn compiles again."""
+    return _spread(KVCache.empty(layers, batch, slots, kv_heads, head_dim, dtype))
+
+
+def _spread(cache: KVCache) -> KVCache:
+    """Rows and heads over the mesh."""
+
+    def pin(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return tuple(constrain(x, "batch", None, "heads", None) for x in arrays)
+
+    return KVCache(pin(cache.k), pin(cache.v), constrain(cache.valid, "batch", None), cache.length)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "piece"), donate_argnames=("state",))

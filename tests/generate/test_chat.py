@@ -174,3 +174,21 @@ def test_the_end_of_the_context_is_an_error_that_changes_nothing(model):
 def test_an_empty_question_is_refused(model, question):
     with pytest.raises(InputError, match="question is"):
         model.start_chat().ask(question)
+
+
+@pytest.mark.parametrize(("seconds", "visits"), [(1e-9, 15), (1e9, 3)])
+def test_the_pace_of_a_stream_changes_no_token(model, monkeypatch, seconds, visits):
+    want = model.chat("Tell me a story", max_tokens=16, temperature=1.0, seed=5)
+    monkeypatch.setattr(conversations, "SECONDS_A_PIECE", seconds)
+    counts = []
+
+    def advance(*arguments):
+        state, piece, count = text.advance(*arguments)
+        counts.append(int(count))
+        return state, piece, count
+
+    monkeypatch.setattr(conversations, "advance", advance)
+    chat = model.start_chat(temperature=1.0, seed=5)
+    assert chat.ask("Tell me a story", max_tokens=16) == want
+    # One token comes from the prompt, one alone to take the time, and the rest at that pace.
+    assert (chat.ending, sum(counts), len(counts)) == ("length", 15, visits)

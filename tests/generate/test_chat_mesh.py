@@ -8,8 +8,7 @@ from PIL import Image
 from janus_jax import Janus
 from janus_jax.cli import main
 from janus_jax.generate.batch import ChatRequest
-from janus_jax.generate.chat import extend
-from janus_jax.generate.text import advance
+from janus_jax.generate.text import advance, extend
 from janus_jax.sharding import make_mesh, parse_mesh
 
 

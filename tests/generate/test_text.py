@@ -7,7 +7,7 @@ from janus_jax import functional
 from janus_jax.checkpoint import LoadedModel
 from janus_jax.errors import InputError
 from janus_jax.generate import text
-from janus_jax.generate.chat import Conversation, extend
+from janus_jax.generate.chat import Conversation
 from janus_jax.generate.sampling import Sampling
 from janus_jax.generate.text import answer_room
 from janus_jax.processing import (
@@ -110,6 +110,6 @@ def test_sampling_follows_the_seed(debug_model):
 
 def test_a_second_question_compiles_nothing(debug_model):
     answer(debug_model)
-    sizes = extend._cache_size(), text.advance._cache_size()
+    sizes = text.extend._cache_size(), text.advance._cache_size()
     answer(debug_model, "Is this an image at all?", max_tokens=15)
-    assert (extend._cache_size(), text.advance._cache_size()) == sizes
+    assert (text.extend._cache_size(), text.advance._cache_size()) == sizes
