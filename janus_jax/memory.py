@@ -24,7 +24,7 @@ from janus_jax.errors import InputError
 
 _DECODER_MAPS = 3
 # What the runtime, fragmentation and small buffers take of a device.
-_HEADROOM = 0.95
+HEADROOM = 0.95
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def device_bytes() -> int | None:
             raise InputError(f"JANUS_JAX_MEMORY_GB is {chosen!r}", "gigabytes") from error
     stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
-        return int(limit * _HEADROOM)
+        return int(limit * HEADROOM)
     return _host_bytes()
 
 
@@ -138,7 +138,7 @@ def _host_bytes() -> int | None:
     except OSError:
         return None
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    return int(found[0] * _HEADROOM) if found else None
+    return int(found[0] * HEADROOM) if found else None
 
 
 def check_weights(name: str, weights: int) -> None:

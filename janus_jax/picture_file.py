@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from janus_jax.api import Janus
 
 SETTINGS = ("cfg", "temperature", "top_k", "top_p")
-# What ends every whole PNG file (PNG specification, 11.2.5).
-_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 def stem(prompt: str, seed: int, index: int) -> str:
@@ -69,17 +67,14 @@ def encode(image: Image.Image, about: Mapping[str, str]) -> bytes:
 
 
 def is_complete(path: Path, about: Mapping[str, str]) -> bool:
-    """Whether a file is a whole PNG with these texts; one by another release counts too."""
+    """Whether a file is an undamaged PNG with these texts; one by another release counts too."""
     from PIL import Image
 
     try:
-        with path.open("rb") as file:
-            file.seek(-len(_END), os.SEEK_END)
-            if file.read() != _END:
-                return False
         with Image.open(path) as image:
             found = dict(image.info)
-    except OSError:
+            image.verify()  # every chunk to the last, by its checksum
+    except (OSError, SyntaxError, ValueError):
         return False
     return all(found.get(key) == text for key, text in about.items() if key != "Software")
 
@@ -91,16 +86,18 @@ def write_new(path: Path, content: bytes) -> None:
         FileExistsError: There is a file.
         OSError: It cannot be written.
     """
-    hidden = _write_hidden(path, content)
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
-        os.link(hidden, path)  # a rename would replace what is there
-    except FileExistsError:
-        raise
-    except OSError:
-        # Buckets mounted as folders have no links. There, one more look is all that can be done.
-        if path.exists():
-            raise FileExistsError(path) from None
-        hidden.rename(path)
+        hidden.write_bytes(content)
+        try:
+            os.link(hidden, path)  # a rename would replace what is there
+        except FileExistsError:
+            raise
+        except OSError:
+            # Buckets mounted as folders have no links. One more look is all that can be done.
+            if path.exists():
+                raise FileExistsError(path) from None
+            hidden.rename(path)
     finally:
         hidden.unlink(missing_ok=True)
 
@@ -108,24 +105,17 @@ def write_new(path: Path, content: bytes) -> None:
 def write_over(path: Path, content: bytes) -> None:
     """Writes a file that appears whole, in place of any that is there.
 
+    One process at a time may write it: what a killed one left half-written is then used up.
+
     Raises:
         OSError: It cannot be written.
     """
-    hidden = _write_hidden(path, content)
+    hidden = path.with_name(f".{path.name}.writing")
     try:
+        hidden.write_bytes(content)
         hidden.replace(path)
     finally:
         hidden.unlink(missing_ok=True)
-
-
-def _write_hidden(path: Path, content: bytes) -> Path:
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    try:
-        hidden.write_bytes(content)
-    except OSError:
-        hidden.unlink(missing_ok=True)
-        raise
-    return hidden
 
 
 def prepare_directory(out: Path) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -145,6 +146,20 @@ def on_mesh(params: Any) -> contextlib.AbstractContextManager[Any]:
     """Makes the mesh of the parameters the one that `constrain` pins activations to."""
     mesh = mesh_of(params)
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def least_of_hosts(params: Any, value: int) -> int:
+    """The least of all hosts' values, where parameters are spread over hosts; else `value`.
+
+    Hosts that share a mesh must run the same programs, so what each finds out by itself (its free
+    memory, say) has to be agreed on. All of them must call this.
+    """
+    mesh = mesh_of(params)
+    if mesh is None or not mesh.is_multi_process:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(np.min(multihost_utils.process_allgather(np.int32(value))))
 
 
 def param_shardings(params: nnx.State, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> nnx.State:

@@ -42,7 +42,7 @@ from janus_jax.models.janus import JanusModel
 from janus_jax.nn.cache import KVCache
 from janus_jax.processing.prompt import Roles, generation_prompt, left_pad, unconditional
 from janus_jax.processing.tokenizer import Tokenizer
-from janus_jax.sharding import constrain, on_mesh
+from janus_jax.sharding import constrain, least_of_hosts, on_mesh
 
 Progress = Callable[[int, int], None]
 
@@ -313,6 +313,7 @@ def generate_codes(
         most=min(MAX_PICTURES, codes.size // size),
         asked=at_once,
     )
+    at_once = least_of_hosts(params, at_once)
     for batch in _batches(lengths, len(numbers), at_once):
         chosen = sorted({p for p, _ in batch})
         pairs = [(rows[p], unconditional(rows[p], tokenizer.pad)) for p in chosen]
