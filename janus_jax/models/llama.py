@@ -17,7 +17,7 @@ from flax import nnx
 from jax.nn import initializers
 
 from janus_jax.config import LlamaConfig
-from janus_jax.nn.attention import attention, causal_mask
+from janus_jax.nn.attention import attention, causal_mask, segment_mask
 from janus_jax.nn.cache import KVCache, write_slot
 from janus_jax.nn.layers import Embedding, Linear, RMSNorm, tap
 from janus_jax.nn.rope import apply_rope, rope_tables
@@ -143,13 +143,15 @@ class Llama(nnx.Module):
         Args:
           x: [B, T, D] input embeddings.
           positions: [B, T] int32.
-          mask: [B, T] bool, True for real tokens.
+          mask: [B, T], bool: True for real tokens; or int32, for packed rows: the number of each
+            token's segment, which sees nothing of the others, 0 for padding.
           taps: filled with every layer's output (`llm/layers/{i}`) when given.
 
         Returns:
           Normalised hidden states [B, T, D], and each layer's keys and values [B, T, K, H].
         """
-        rope, visible = self.rope(positions), causal_mask(mask)
+        rope = self.rope(positions)
+        visible = causal_mask(mask) if mask.dtype == jnp.bool_ else segment_mask(mask)
         keys_values = []
         for i, layer in enumerate(self.layers):
             x, kv = layer(x, rope, visible)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.nn.attention import attention, causal_mask
+from janus_jax.nn.attention import attention, causal_mask, segment_mask
 
 
 def test_causal_mask_of_a_left_padded_row():
@@ -11,6 +11,14 @@ def test_causal_mask_of_a_left_padded_row():
     assert causal_mask(valid).astype(int).tolist() == [
         [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
         [[0, 0, 0], [0, 1, 0], [0, 1, 1]],
+    ]
+
+
+def test_segment_mask_of_packed_rows():
+    ids = jnp.array([[1, 1, 2, 2, 0], [1, 2, 2, 0, 0]])
+    assert segment_mask(ids).astype(int).tolist() == [
+        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]],
+        [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
     ]
 
 

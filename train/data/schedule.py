@@ -1,0 +1,119 @@
+"""Which samples a packed step holds: a pure function of (seed, step).
+
+Rows are fixed, because the step is compiled for them, while lengths vary; and every step holds the
+three kinds at the exact ratio, with no sample dropped, split or put off to another step. Drawing
+samples evenly would then waste rows: the tokens of 140 samples vary by 2% from step to step, and
+rows must hold the longest step. Packing a stream instead, with what does not fit carried on, makes
+a step depend on all steps before it: a resumed run would have to replay them.
+
+So steps are made alike. The samples of each kind are sorted by length and cut into as many strata
+as the kind has samples in a step, and every step takes one sample from every stratum. All steps
+then have almost the same number of tokens, and as many rows as that needs. Every stratum is walked
+in a shuffled order of its own, again and again, by an index permutation that needs no state. So
+step s is known without any step before it, every sample of a stratum is seen before one is seen
+again, and the table of lengths is all that has to be read to list the samples and the rows of any
+step: each host can work out the whole step and load the samples of its own rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import grain.experimental as grain
+import numpy as np
+
+from janus_jax.errors import InputError
+from train.data.packing import KINDS, Kind, fit
+
+_ROUNDS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class LengthTable:
+    """Lengths of all samples of one kind; a sample's number is its place here.
+
+    Attributes:
+      tokens: int [n], slots that each sample takes in a row.
+      text_targets: int [n], answer tokens of each sample; None for generation.
+    """
+
+    tokens: np.ndarray
+    text_targets: np.ndarray | None = None
+
+
+class Schedule:
+    """The samples of every step.
+
+    Args:
+      tables: for each kind in the mixture its lengths.
+      samples: samples of each kind in a step (`TrainConfig.samples`); this is the exact ratio.
+      length: T, slots of a row.
+      seed: seed of the order.
+
+    Raises:
+      InputError: a kind has fewer samples than one step takes, or a sample is longer than a row.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[Kind, LengthTable],
+        samples: Mapping[Kind, int],
+        *,
+        length: int,
+        seed: int,
+    ):
+        self._tables, self._seed, self._length = dict(tables), seed, length
+        self._strata: dict[Kind, list[np.ndarray]] = {}
+        for kind in KINDS:
+            n = samples.get(kind, 0)
+            if not n:
+                continue
+            lengths = tables[kind].tokens if kind in tables else np.zeros(0, int)
+            if len(lengths) < n:
+                raise InputError(
+                    f"{len(lengths)} {kind} samples", f"at least {n}, which one step takes"
+                )
+            (wrong,) = np.nonzero((lengths < 1) | (lengths > length))
+            if len(wrong):
+                raise InputError(
+                    f"{kind} sample {wrong[0]} has {lengths[wrong[0]]} tokens",
+                    f"1 to {length}, the length of a row",
+                )
+            self._strata[kind] = np.array_split(np.argsort(lengths, kind="stable"), n)
+
+    def step(self, step: int) -> list[tuple[Kind, int]]:
+        """The samples of a step, as (kind, number), in the order in which they are packed."""
+        found: list[tuple[Kind, int]] = []
+        for kind, strata in self._strata.items():
+            for i, stratum in enumerate(strata):
+                epoch, index = divmod(step, len(stratum))
+                seed = self._key(KINDS.index(kind), i, epoch)
+                place = grain.index_shuffle(index, len(stratum) - 1, seed, _ROUNDS)
+                found.append((kind, int(stratum[place])))
+        order = np.random.default_rng((self._seed, step)).permutation(len(found))
+        return [found[i] for i in order]
+
+    def _key(self, *numbers: int) -> int:
+        return int(np.random.SeedSequence((self._seed, *numbers)).generate_state(1)[0])
+
+    def lengths(self, step: int) -> list[int]:
+        """Slots of the samples of a step, in order."""
+        return [int(self._tables[kind].tokens[i]) for kind, i in self.step(step)]
+
+    def rows(self, step: int) -> list[list[int]]:
+        """The rows of a step: indices into `step(step)`, as `pack` will lay them."""
+        return fit(self.lengths(step), self._length)
+
+    def rows_needed(self, steps: Iterable[int]) -> int:
+        """The largest number of rows among some steps."""
+        return max(len(self.rows(step)) for step in steps)
+
+    def text_targets(self) -> int:
+        """Answer tokens that no step exceeds: the most that the strata can give together."""
+        return sum(
+            int(targets[stratum].max())
+            for kind, strata in self._strata.items()
+            if (targets := self._tables[kind].text_targets) is not None
+            for stratum in strata
+        )
