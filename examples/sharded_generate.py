@@ -261,6 +261,10 @@ def join(options: Options) -> tuple[int, int]:
             f"the other processes cannot be found ({error})",
             fix="give --coordinator, --processes and --process",
         ) from error
+    if jax.default_backend() == "cpu":
+        # Programs over several CPU processes that are read back from the compile cache fail: their
+        # collectives are out of step (jax 0.10.1 with gloo; freshly compiled ones never were).
+        jax.config.update("jax_enable_compilation_cache", False)
     return jax.process_index(), jax.process_count()
 
 
