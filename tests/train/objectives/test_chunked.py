@@ -43,7 +43,8 @@ def test_losses_and_gradients_are_the_plain_ones(arrays):
 def largest(arrays, chunk) -> int:
     """Positions of the largest buffer with the vocabulary as a dimension, in the whole program."""
     text = mean(chunk).lower(*arrays).compile().as_text()
-    shapes = [tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", text)]
+    found = re.findall(r"f32\[([\d,]+)\]", text or "")
+    shapes = [tuple(map(int, dims.split(","))) for dims in found]
     return max(int(np.prod(shape)) // V for shape in shapes if V in shape)
 
 

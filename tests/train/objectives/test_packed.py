@@ -12,7 +12,7 @@ from janus_jax.config import DEBUG
 from janus_jax.functional import abstract, flat_params
 from janus_jax.processing.prompt import unconditional
 from tests.debug_model import random_params
-from train.data.packing import Conversation, Generation, PackedShape, pack
+from train.data.packing import Conversation, Generation, PackedShape, Sample, pack
 from train.objectives import janus, packed
 
 TEXT_WEIGHT, CHUNK = 0.5, 7
@@ -40,7 +40,7 @@ def unpacked(data, codes, rows, drawn):
 
 @pytest.fixture(scope="module")
 def batch(codes, rows, drawn):
-    samples = [Generation(f"{i}", prompt, codes[i]) for prompt, i in drawn]
+    samples: list[Sample] = [Generation(f"{i}", prompt, codes[i]) for prompt, i in drawn]
     for i, row in enumerate([*rows["understanding"], *rows["text"]]):
         samples.append(
             Conversation(
