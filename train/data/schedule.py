@@ -12,7 +12,7 @@ then have almost the same number of tokens, and as many rows as that needs. Ever
 in a shuffled order of its own, again and again, by an index permutation that needs no state. So
 step s is known without any step before it, every sample of a stratum is seen before one is seen
 again, and the table of lengths is all that has to be read to list the samples and the rows of any
-step: each host can work out the whole step and load the samples of its own rows alone.
+step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from janus_jax.errors import InputError
 from train.data.packing import KINDS, Kind, fit
 
-# So many because strata are small: with 4, some pairs of places of 6 are half again too frequent.
+# So many because strata are small: with 4, some orders of 6 are 1.7 times as frequent as due.
 _ROUNDS = 12
 
 
