@@ -8,6 +8,7 @@
 """
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,6 +22,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Two thread pools of two threads each on two cores slow one another down.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A shell that starts a command in the background has it ignore Ctrl-C, and all its children too;
+# some tests are about Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
