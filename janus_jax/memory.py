@@ -1,9 +1,9 @@
 """How much memory a model and its pictures need, before any of it is taken.
 
 The sums are those of the compiled programs (`tests/test_memory.py` compares them with what XLA
-reports): weights; keys and values of every row; beside them, while a token is drawn, one layer's
-keys and values once more; and after them, while a picture is decoded, three feature maps of the
-decoder at full resolution.
+reports): weights; keys and values of every row; beside them, while several prompts are read, half
+of theirs once more, and while a token is drawn, one layer's once more; and after them, while a
+picture is decoded, three feature maps of the decoder at full resolution.
 
 Dims: R rows (two a picture), S cache slots, L layers, K key heads, H head width.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,21 @@ class Need:
     Attributes:
       weights: parameters.
       cache: keys and values of all rows.
+      prefill: what several prompts take beside them before they are copied to their pictures.
       step: what drawing a token takes beside them.
       decode: what decoding a picture takes, once the caches are gone.
     """
 
     weights: int
     cache: int
+    prefill: int
     step: int
     decode: int
 
     @property
     def total(self) -> int:
         """The largest sum at any time."""
-        return self.weights + max(self.cache + self.step, self.decode)
+        return self.weights + max(self.cache + max(self.prefill, self.step), self.decode)
 
 
 def param_bytes(params: Any) -> int:
@@ -78,7 +81,8 @@ def drawing(
     prompt_length: int,
     *,
     itemsize: int,
-    ways: int = 1,
+    prompts: int = 1,
+    mesh: Mapping[str, int] | None = None,
 ) -> Need:
     """What drawing takes.
 
@@ -88,14 +92,23 @@ def drawing(
       pictures: how many at once.
       prompt_length: padded tokens of their prompts.
       itemsize: bytes of a number in the caches: 4, or 2 in bfloat16.
-      ways: devices that share the rows and heads.
+      prompts: how many different ones.
+      mesh: size of each axis that the model is spread over.
     """
-    llm = config.llm
+    llm, sizes = config.llm, mesh or {}
     slots = prompt_length + config.num_image_tokens - 1
-    layer = 2 * 2 * pictures * slots * llm.num_kv_heads * llm.head_dim * itemsize
+    # As `constrain` has it: an axis that does not divide is not split.
+    rows_over = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    heads_over = sizes.get("tensor", 1)
+    rows, heads = 2 * pictures, llm.num_kv_heads
+    rows = rows // rows_over if rows % rows_over == 0 else rows
+    heads = heads // heads_over if heads % heads_over == 0 else heads
+    row_layer = 2 * slots * heads * llm.head_dim * itemsize
+    # One prompt is copied as it is made; of several, half is there twice.
+    prefill = llm.depth * 2 * prompts * row_layer // 2 if prompts > 1 else 0
     logits = 4 * 2 * pictures * config.vq.codebook_size * 4
     decode = _DECODER_MAPS * config.image_size**2 * config.vq.base_channels * 4
-    return Need(weights, llm.depth * layer // ways, layer // ways + logits, decode)
+    return Need(weights, llm.depth * rows * row_layer, prefill, rows * row_layer + logits, decode)
 
 
 def largest_batch(
@@ -105,12 +118,21 @@ def largest_batch(
     free: int,
     *,
     itemsize: int,
-    ways: int = 1,
     most: int,
+    prompts: int = 1,
+    mesh: Mapping[str, int] | None = None,
 ) -> int:
     """The most pictures, up to `most`, that fit into `free` bytes; 0 where not one does."""
     for pictures in range(most, 0, -1):
-        need = drawing(config, weights, pictures, prompt_length, itemsize=itemsize, ways=ways)
+        need = drawing(
+            config,
+            weights,
+            pictures,
+            prompt_length,
+            itemsize=itemsize,
+            prompts=min(prompts, pictures),
+            mesh=mesh,
+        )
         if need.total <= free:
             return pictures
     return 0
@@ -165,9 +187,10 @@ def pictures_at_once(
     prompt_length: int,
     *,
     itemsize: int,
-    ways: int,
     most: int,
     asked: int | None,
+    prompts: int = 1,
+    mesh: Mapping[str, int] | None = None,
 ) -> int:
     """How many pictures to draw at once.
 
@@ -176,9 +199,10 @@ def pictures_at_once(
       weights: bytes of parameters on a device, which are there already.
       prompt_length: padded tokens of the longest prompt.
       itemsize: bytes of a number in the caches.
-      ways: devices that share the rows and heads.
       most: the default.
       asked: what the user asked for; None takes the default, or what fits.
+      prompts: how many different ones.
+      mesh: size of each axis that the model is spread over.
 
     Raises:
       InputError: `asked`, or even one picture, does not fit; says what would.
@@ -190,11 +214,26 @@ def pictures_at_once(
     if jax.default_backend() == "cpu" and "JANUS_JAX_MEMORY_GB" not in os.environ:
         free += weights  # what is free now comes on top of the weights that are loaded
     fits = largest_batch(
-        config, weights, prompt_length, free, itemsize=itemsize, ways=ways, most=wanted
+        config,
+        weights,
+        prompt_length,
+        free,
+        itemsize=itemsize,
+        most=wanted,
+        prompts=prompts,
+        mesh=mesh,
     )
     if fits == 0 or (asked is not None and fits < asked):
         pictures = asked or 1
-        need = drawing(config, weights, pictures, prompt_length, itemsize=itemsize, ways=ways)
+        need = drawing(
+            config,
+            weights,
+            pictures,
+            prompt_length,
+            itemsize=itemsize,
+            prompts=min(prompts, pictures),
+            mesh=mesh,
+        )
         noun = "picture" if pictures == 1 else "pictures"
         raise InputError(
             f"drawing {pictures} {noun} at once takes {gb(need.total)} on a device "

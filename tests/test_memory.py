@@ -73,8 +73,27 @@ def test_the_sum_by_hand():
     assert (need.cache, need.step) == (30 * layer, layer + 4 * 2 * 16384 * 4)
     assert need.decode == 3 * 384 * 384 * 128 * 4
     assert need.total == need.weights + need.cache + need.step
-    halved = memory.drawing(JANUS_PRO_7B, 0, 1, 32, itemsize=2, ways=2)
-    assert halved.cache == need.cache // 2
+    assert need.prefill == 0
+    eight = memory.drawing(JANUS_PRO_7B, 0, 8, 32, itemsize=2, prompts=8)
+    assert eight.prefill == eight.cache // 2 == 8 * need.cache // 2
+
+
+@pytest.mark.parametrize(
+    ("mesh", "share"),
+    [
+        ({"fsdp": 2}, 2),
+        ({"fsdp": 8}, 1),  # two rows do not divide over eight devices
+        ({"tensor": 4}, 4),
+        ({"fsdp": 2, "tensor": 4}, 8),
+        ({"data": 2, "fsdp": 2}, 1),
+        ({"sequence": 8}, 1),
+    ],
+)
+def test_a_mesh_shares_what_divides(mesh: dict[str, int], share: int):
+    whole = memory.drawing(JANUS_PRO_7B, 0, 1, 32, itemsize=2)
+    assert memory.drawing(JANUS_PRO_7B, 0, 1, 32, itemsize=2, mesh=mesh).cache == (
+        whole.cache // share
+    )
 
 
 def test_the_largest_batch_is_the_largest():

@@ -42,7 +42,7 @@ from janus_jax.models.janus import JanusModel
 from janus_jax.nn.cache import KVCache
 from janus_jax.processing.prompt import Roles, generation_prompt, left_pad, unconditional
 from janus_jax.processing.tokenizer import Tokenizer
-from janus_jax.sharding import constrain, least_of_hosts, on_mesh
+from janus_jax.sharding import constrain, least_of_hosts, mesh_of, on_mesh
 
 Progress = Callable[[int, int], None]
 
@@ -304,14 +304,16 @@ def generate_codes(
     total, done = codes.size, 0
     weight = np.float32(cfg)
     lengths = [bucket_length(len(row)) for row in rows]
+    mesh = mesh_of(params)
     at_once = pictures_at_once(
         config,
         param_bytes(params),
         max(lengths),
         itemsize=params["llm"]["norm"]["scale"].get_value().dtype.itemsize,
-        ways=jax.tree.leaves(params)[0].sharding.num_devices,
         most=min(MAX_PICTURES, codes.size // size),
         asked=at_once,
+        prompts=len(rows),
+        mesh=None if mesh is None else dict(mesh.shape),
     )
     at_once = least_of_hosts(params, at_once)
     for batch in _batches(lengths, len(numbers), at_once):

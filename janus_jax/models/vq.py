@@ -20,7 +20,7 @@ from jax.nn import initializers
 
 from janus_jax.config import VQConfig
 from janus_jax.nn.attention import attention
-from janus_jax.nn.layers import Conv, GroupNorm, param, tap
+from janus_jax.nn.layers import Conv, GroupNorm, param, precision, tap
 
 # Fixed in the published weights and in every reader of them.
 NORM_GROUPS = 32
@@ -233,7 +233,9 @@ class VQTokenizer(nnx.Module):
         """Ids of the nearest codes: unit latents [B, Y, X, C] -> [B, P] int32, row by row."""
         flat = latents.reshape(latents.shape[0], -1, latents.shape[-1])
         # Between unit vectors the nearest code is the one with the largest inner product.
-        return jnp.argmax(flat @ self.codes().T, axis=-1).astype(jnp.int32)
+        # In fewer digits than float32 another code can come out nearest.
+        near = jnp.matmul(flat, self.codes().T, precision=precision(jnp.float32))
+        return jnp.argmax(near, axis=-1).astype(jnp.int32)
 
     def encode(self, pixels: jax.Array, taps: dict[str, jax.Array] | None = None) -> jax.Array:
         """Pictures [B, S, S, 3] in [-1, 1] -> ids [B, P] int32, row-major."""
