@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -150,14 +151,22 @@ def convert(
     total = sum(t.nbytes for t in stored_as(source.params, stored).values())
     if to != ORBAX:
         export_plan(source, PEERS[to])  # what does not fit is refused before anything is written
-    with new_directory(
-        destination,
-        what="a converted model",
-        replaceable=lambda path: overwrite and _is_converted(path),
-        needed=total + _SMALL_FILES,
-    ) as new:
-        facts = _facts(source)
-        card = model_card(source, facts, to)
+    with (
+        new_directory(
+            destination,
+            what="a converted model",
+            replaceable=lambda path: overwrite and _is_converted(path),
+            needed=total + _SMALL_FILES,
+        ) as new,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        # The source's files are hashed while its tensors are converted: what one of the two has
+        # brought into memory the other need not read again.
+        facts = pool.submit(_facts, source).result
+
+        def card() -> str:
+            return model_card(source, facts(), to)
+
         if to == ORBAX:
             tensors = write_model_directory(
                 new, source, stored, card=card, facts=facts, progress=_counted(progress, total)

@@ -28,8 +28,8 @@ def write_model_directory(
     source: Source,
     dtype: np.dtype | None,
     *,
-    card: str,
-    facts: Mapping[str, Any],
+    card: Callable[[], str],
+    facts: Callable[[], Mapping[str, Any]],
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Fills an empty directory.
@@ -38,8 +38,8 @@ def write_model_directory(
       directory: the directory.
       source: the model.
       dtype: storage dtype; None keeps each tensor's own.
-      card: content of MODEL_CARD.md.
-      facts: what the manifest says beside the tensors.
+      card: gives the content of MODEL_CARD.md.
+      facts: gives what the manifest says beside the tensors.
       progress: called with bytes as they are written.
 
     Returns:
@@ -49,7 +49,7 @@ def write_model_directory(
     write_json(directory / "config.json", source.config.to_json())
     source.tokenizer.save(directory / "tokenizer.json")
     source.settings.save(directory / "preprocessor.json")
-    (directory / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    (directory / "MODEL_CARD.md").write_text(card(), encoding="utf-8")
     manifest = new_manifest(tensors, source=source.description())
-    write_json(directory / "manifest.json", {**manifest, **facts})
+    write_json(directory / "manifest.json", {**manifest, **facts()})
     return tensors

@@ -67,8 +67,8 @@ def write_torch_layout(
     dtype: np.dtype | None,
     *,
     max_shard_bytes: int,
-    card: str,
-    facts: Mapping[str, Any],
+    card: Callable[[], str],
+    facts: Callable[[], Mapping[str, Any]],
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Fills an empty directory.
@@ -79,8 +79,8 @@ def write_torch_layout(
       layout: which peer's.
       dtype: storage dtype; None keeps each tensor's own.
       max_shard_bytes: most bytes of tensors in a file.
-      card: content of the model card, which the hub wants as README.md.
-      facts: what conversion.json says beside the tensors.
+      card: gives the content of the model card, which the hub wants as README.md.
+      facts: gives what conversion.json says beside the tensors.
       progress: called with bytes as they are written.
 
     Returns:
@@ -102,8 +102,8 @@ def write_torch_layout(
         max_bytes=max_shard_bytes,
         progress=progress,
     )
-    (directory / "README.md").write_text(card, encoding="utf-8")
-    write_json(directory / CONVERSION_FILE, {"tensors": tensors, **facts})
+    (directory / "README.md").write_text(card(), encoding="utf-8")
+    write_json(directory / CONVERSION_FILE, {"tensors": tensors, **facts()})
     return tensors
 
 
