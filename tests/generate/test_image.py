@@ -129,7 +129,14 @@ def test_cached_logits_are_those_of_full_recomputation(debug_model, alone):
     assert float(jnp.abs(jnp.stack(got) - want).max()) < 1e-4 * scale
 
 
-@pytest.mark.parametrize(("cfg", "how"), [(5.0, Sampling(1.0)), (1.0, Sampling(1.0, top_k=8))])
+@pytest.mark.parametrize(
+    ("cfg", "how"),
+    [
+        (5.0, Sampling(1.0)),
+        (1.0, Sampling(1.0, top_k=8)),
+        (2.0, Sampling(1.0, top_p=np.float32(0.8))),
+    ],
+)
 def test_codes_follow_the_exact_guided_softmax(debug_model, cfg, how):
     n = 2000
     codes = draw(debug_model, [APPLE], n, cfg=cfg, how=how, at_once=n)[0]
@@ -138,6 +145,11 @@ def test_codes_follow_the_exact_guided_softmax(debug_model, cfg, how):
     if how.top_k is not None:
         logits = jnp.where(logits >= jnp.sort(logits)[-how.top_k], logits, -jnp.inf)
     expected = np.asarray(jnp.exp(logits - logits.max()), np.float64)
+    if how.top_p is not None:
+        ordered = np.sort(expected / expected.sum())[::-1]
+        kept = int(np.searchsorted(np.cumsum(ordered), how.top_p)) + 1
+        assert 3 <= kept < len(expected)
+        expected[expected / expected.sum() < ordered[kept - 1]] = 0
     expected *= n / expected.sum()
     counts = np.bincount(codes[:, 0], minlength=len(expected))
     # Cells that expect few are pooled, as the test asks for.
