@@ -48,8 +48,8 @@ class Need:
 
     @property
     def total(self) -> int:
-        """The largest sum at any time."""
-        return self.weights + max(self.cache + max(self.prefill, self.step), self.decode)
+        """At least the largest sum at any time; reading prompts takes up to a step's share too."""
+        return self.weights + max(self.cache + self.prefill + self.step, self.decode)
 
 
 def param_bytes(params: Any) -> int:

@@ -1,14 +1,16 @@
 """The planner against XLA's own accounts, and what is refused by it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from janus_jax import Janus, functional, memory
-from janus_jax.config import EMOJI, JANUS_PRO_7B, JanusConfig
+from janus_jax.config import EMOJI, JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
 from janus_jax.errors import InputError
-from janus_jax.generate.image import DrawState, advance, pictures
+from janus_jax.generate.image import DrawState, advance, begin, pictures
 from janus_jax.generate.sampling import Sampling
 from janus_jax.nn.cache import KVCache
 
@@ -32,37 +34,70 @@ def state(config: JanusConfig, n: int) -> DrawState:
     )
 
 
-@pytest.fixture(scope="module")
-def model():
-    graphdef, params = functional.abstract(EMOJI)
-    return graphdef, params, memory.param_bytes(params)
+# The published 1B with two layers, so that it compiles in seconds: the sums go by layers.
+WIDE = dataclasses.replace(
+    JANUS_PRO_1B,
+    name="janus-pro-1b, two layers",
+    vision=dataclasses.replace(JANUS_PRO_1B.vision, depth=1),
+    llm=dataclasses.replace(JANUS_PRO_1B.llm, depth=2),
+)
+HOW = Sampling(np.float32(1.0), None, None)
+
+
+@pytest.fixture(scope="module", params=[EMOJI, WIDE], ids=["emoji", "1b wide"])
+def model(request):
+    graphdef, params = functional.abstract(request.param)
+    return request.param, graphdef, params, memory.param_bytes(params)
 
 
 @pytest.mark.parametrize("n", [1, 4])
 def test_a_step_takes_what_the_compiler_says(model, n: int):
-    graphdef, params, weights = model
-    how = Sampling(np.float32(1.0), None, None)
-    leaves, tree = jax.tree.flatten(state(EMOJI, n))
+    config, graphdef, params, weights = model
+    leaves, tree = jax.tree.flatten(state(config, n))
 
     # Lowering makes a state of descriptions, which the type checks of the tests would refuse.
     def step(params, leaves):
         given = jax.tree.unflatten(tree, leaves)
-        return advance.__wrapped__(graphdef, params, given, 9, jnp.float32(5), how)
+        return advance.__wrapped__(graphdef, params, given, 9, jnp.float32(5), HOW)
 
     program = jax.jit(step, donate_argnums=1).lower(params, leaves)
     compiled = program.compile().memory_analysis()
-    need = memory.drawing(EMOJI, weights, n, LENGTH, itemsize=4)
+    need = memory.drawing(config, weights, n, LENGTH, itemsize=4)
     # Every cache is updated in place: what comes out is what went in.
     assert compiled.alias_size_in_bytes == pytest.approx(need.cache, rel=0.01)
     assert compiled.output_size_in_bytes - compiled.alias_size_in_bytes < 1000
     assert compiled.temp_size_in_bytes == pytest.approx(need.step, rel=0.25)
 
 
+@pytest.mark.parametrize("prompts", [1, 4])
+def test_prompts_take_what_the_compiler_says(model, prompts: int):
+    config, graphdef, params, weights = model
+
+    def start(params):
+        return begin.__wrapped__(
+            graphdef,
+            params,
+            jnp.zeros((prompts, 2, LENGTH), jnp.int32),
+            jnp.ones((prompts, LENGTH), bool),
+            jnp.zeros((prompts, LENGTH), jnp.int32),
+            jnp.arange(4) % prompts,
+            (jnp.uint32(0), jnp.zeros((4, 2), jnp.uint32), jnp.arange(4)),
+            jnp.float32(5),
+            HOW,
+            num_codes=config.num_image_tokens,
+        )
+
+    compiled = jax.jit(start).lower(params).compile().memory_analysis()
+    need = memory.drawing(config, weights, 4, LENGTH, itemsize=4, prompts=prompts)
+    assert compiled.output_size_in_bytes == pytest.approx(need.cache, rel=0.01)
+    assert need.prefill < compiled.temp_size_in_bytes < 1.05 * (need.prefill + need.step)
+
+
 def test_decoding_takes_what_the_compiler_says(model):
-    graphdef, params, weights = model
-    program = pictures.lower(graphdef, params, shape(1, EMOJI.num_image_tokens, dtype=jnp.int32))
+    config, graphdef, params, weights = model
+    program = pictures.lower(graphdef, params, shape(1, config.num_image_tokens, dtype=jnp.int32))
     compiled = program.compile().memory_analysis()
-    need = memory.drawing(EMOJI, weights, 1, LENGTH, itemsize=4)
+    need = memory.drawing(config, weights, 1, LENGTH, itemsize=4)
     assert compiled.temp_size_in_bytes == pytest.approx(need.decode, rel=0.1)
 
 
