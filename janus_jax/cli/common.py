@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from janus_jax.errors import InputError
@@ -86,3 +86,30 @@ def load(name: str, dtype: str | None, mesh: str | None = None) -> Janus:
         return Janus.from_pretrained(name, dtype=dtype, mesh=places)
     except InputError as error:
         raise name_flag("model", error) from error
+
+
+@contextlib.contextmanager
+def progress_bar(
+    label: str, *, nbytes: bool = False
+) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr where that is a terminal, else nothing.
+
+    Args:
+        label: What is being done.
+        nbytes: What is counted are bytes: shows them with their rate.
+
+    Yields:
+        What takes (done, in all), or None.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = progress.Progress.get_default_columns()
+    if nbytes:
+        columns = (*columns, progress.DownloadColumn(), progress.TransferSpeedColumn())
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from janus_jax.cli.common import terminable
+from janus_jax.cli.common import progress_bar, terminable
 from janus_jax.errors import InputError
 
 
@@ -93,7 +91,7 @@ def _run(options: Convert) -> int:
         print(note, file=sys.stderr)
     if options.dry_run:
         return _dry_run(options, source)
-    with _bar() as progress:
+    with progress_bar("converting", nbytes=True) as progress:
         done = convert(
             source,
             options.destination,
@@ -119,7 +117,7 @@ def _part(options: Convert) -> int:
     from convert.pipeline import convert_part
 
     assert options.part is not None
-    with _bar() as progress:
+    with progress_bar("converting", nbytes=True) as progress:
         done = convert_part(
             options.part,
             options.source,
@@ -189,31 +187,3 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
                 f"{parity['image_logits']:.1e} (image) of transformers'"
             )
         print(f"verified: all checksums; {logits}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[int, int], None] | None]:
-    """Bytes and rate on stderr where that is a terminal, else nothing."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("converting"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("converting", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from janus_jax.cli.common import check_mesh, check_model, load
+from janus_jax.cli.common import check_mesh, check_model, load, progress_bar
 from janus_jax.errors import InputError
 from janus_jax.generate.settings import check_settings
 from janus_jax.picture_file import SETTINGS, encode, metadata, prepare_directory, stem, write_new
@@ -107,7 +105,7 @@ def run(options: Generate) -> int:
         print(f"janus-jax: error: {problem}", file=sys.stderr)
     pictures: list[list[Image.Image]] = []
     if good:
-        with _progress() as progress:
+        with progress_bar("drawing") as progress:
             pictures = model.generate_images(good, options.n, progress=progress, **settings)
     paths = [
         _save(image, options.out, metadata(model, prompt, options.seed, i, settings))
@@ -177,20 +175,6 @@ def _fingerprint(model: str) -> str:
     from janus_jax.locate import find_model
 
     return "random" if model == "debug" else fingerprint(find_model(model))
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr where that is a terminal, else nothing."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("drawing", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _save(image: Image.Image, out: Path, about: dict[str, str]) -> Path:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from janus_jax.cli.common import progress_bar
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError
 
@@ -136,7 +135,7 @@ def _pack(options: Pack) -> None:
     if not 0 <= options.max_broken <= 1:
         raise InputError(f"--max-broken is {options.max_broken}", "a share from 0 to 1")
     settings = PackSettings(options.inputs, options.captions, options.max_broken)
-    with _bar("packing") as progress:
+    with progress_bar("packing") as progress:
         manifest = pack(
             settings,
             options.out,
@@ -152,7 +151,7 @@ def _encode(options: Encode) -> None:
     from train.data.records.encode import encode
 
     loaded = load_model(options.model, dtype="float32")
-    with _bar("encoding") as progress:
+    with progress_bar("encoding") as progress:
         manifest = encode(
             options.source,
             options.out,
@@ -222,17 +221,3 @@ def _print_manifest(manifest: dict[str, Any], as_json: bool) -> None:
 def _print_broken(broken: dict[str, Any]) -> None:
     for reason, count in broken["reasons"].items():
         print(f"broken         {count:>12,} {reason}")
-
-
-@contextlib.contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr where that is a terminal, else nothing."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -5,7 +5,6 @@ Training on pre-encoded pictures needs neither their pixels nor the VQ tokenizer
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from janus_jax.processing.image import generation_pixels, load_image
 from train.data.records.record import Record
 from train.data.records.shards import (
     ShardWriter,
+    begin,
     open_records,
     read_manifest,
     write_manifest,
@@ -67,7 +67,7 @@ def encode(
         raise InputError(f"{str(source)!r} holds no generation records to encode")
     shards = read_manifest(source)["kinds"]["generation"]["shards"]
     plan = {"shards": shards, "model": fingerprint, "keep_images": keep_images}
-    _prepare(out, plan, overwrite)
+    begin(out, plan, overwrite)
     run = _encoder(graphdef, params, image_size)
     done, units = 0, []
     for i, shard in enumerate(shards):
@@ -84,23 +84,6 @@ def encode(
         done += shard["records"]
         units.append(read_json(unit))
     return write_manifest(out, units, source=[str(source)], model=fingerprint)
-
-
-def _prepare(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
-    marker = out / "encode.json"
-    if overwrite and marker.is_file():
-        shutil.rmtree(out)
-    if marker.is_file():
-        if read_json(marker) != plan:
-            raise InputError(
-                f"--out {str(out)!r} was begun from other data or with another model",
-                fix="use another --out, or --overwrite",
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {str(out)!r} holds something else", "a new or empty directory")
-    (out / "units").mkdir(parents=True, exist_ok=True)
-    write_json(marker, plan)
 
 
 def _encoder(

@@ -6,9 +6,7 @@ so. A run that was stopped, however, skips the units whose file is there.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -20,7 +18,7 @@ from janus_jax.manifest import read_json, write_json
 from janus_jax.processing.image import load_image
 from train.data.records.record import Record
 from train.data.records.schema import BrokenRecord, Captions
-from train.data.records.shards import ShardWriter, write_manifest
+from train.data.records.shards import ShardWriter, begin, write_manifest
 from train.data.records.sources import Unit, find_units, read_unit
 
 Progress = Callable[[int, int], None]
@@ -66,7 +64,7 @@ def pack(
         with, too many broken records (named), or a full disk.
     """
     units = find_units(settings.inputs)
-    _prepare(out, {"settings": asdict(settings), "units": [asdict(u) for u in units]}, overwrite)
+    begin(out, {"settings": asdict(settings), "units": [asdict(u) for u in units]}, overwrite)
     todo = [i for i in range(len(units)) if not _unit_file(out, i).is_file()]
     done = len(units) - len(todo)
     if progress:
@@ -78,32 +76,6 @@ def pack(
     results = [read_json(_unit_file(out, i)) for i in range(len(units))]
     _check_broken(results, settings.max_broken)
     return write_manifest(out, results, source=list(settings.inputs), captions=settings.captions)
-
-
-def _prepare(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
-    marker = out / "pack.json"
-    plan = json.loads(json.dumps(plan))  # tuples as lists, as the file gives them back
-    if overwrite and marker.is_file():
-        shutil.rmtree(out)
-    if marker.is_file():
-        if read_json(marker) != plan:
-            raise InputError(
-                f"--out {str(out)!r} was begun with other inputs or settings",
-                fix="use the same ones, another --out, or --overwrite",
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"--out {str(out)!r} holds something that is not a packed data set",
-            "a new or empty directory",
-        )
-    try:
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        write_json(marker, plan)
-    except OSError as error:
-        raise InputError(
-            f"--out {str(out)!r} cannot be written ({error.strerror})", fix="choose another"
-        ) from error
 
 
 def _run(
@@ -142,7 +114,6 @@ def _pack_unit(unit: Unit, index: int, out: Path, captions: Captions) -> int:
                 writers[item.kind] = ShardWriter(out / item.kind / f"{index:05d}.array_record")
             writers[item.kind].write(item)
         shards = {kind: writer.publish() for kind, writer in writers.items()}
-        _unit_file(out, index).parent.mkdir(exist_ok=True)
         write_json(_unit_file(out, index), {"shards": shards, "broken": broken})
     except OSError as error:
         raise InputError(

@@ -2,6 +2,7 @@
 
     generation/00012.array_record     shards, a folder for each kind
     units/00012.json                  what unit 12 of the input gave; its presence means done
+    plan.json                         what it is made from; its presence means begun
     manifest.json                     all shards with their counts; its presence means complete
 
 An entry of a shard is `Record.to_bytes`.
@@ -9,6 +10,8 @@ An entry of a shard is `Record.to_bytes`.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ from train.data.records.record import KINDS, Kind, Record
 
 FORMAT = "janus-jax-records"
 VERSION = 1
+PLAN_FILE = "plan.json"
 
 # One entry a group: any record can be read alone, which a global shuffle needs.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -113,7 +117,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / "manifest.json"
     if not path.is_file():
-        unfinished = (directory / "pack.json").is_file()
+        unfinished = (directory / PLAN_FILE).is_file()
         raise InputError(
             f"{str(directory)!r} is no packed data set",
             fix="run the same janus-jax data command again to finish it"
@@ -128,6 +132,42 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{FORMAT} version {VERSION}",
         )
     return manifest
+
+
+def begin(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
+    """Begins a data set, or goes on with one that was begun in the same way.
+
+    Args:
+      out: its directory.
+      plan: everything that decides its content, as JSON types.
+      overwrite: delete a data set that is there.
+
+    Raises:
+      InputError: a data set of another plan is there, or something else, or it cannot be written.
+    """
+    plan = json.loads(json.dumps(plan))  # tuples as lists, as the file gives them back
+    marker = out / PLAN_FILE
+    if overwrite and marker.is_file():
+        shutil.rmtree(out)
+    if marker.is_file():
+        if read_json(marker) != plan:
+            raise InputError(
+                f"--out {str(out)!r} was begun with other inputs or settings",
+                fix="use the same ones, another --out, or --overwrite",
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(
+            f"--out {str(out)!r} holds something that is not a packed data set",
+            "a new or empty directory",
+        )
+    try:
+        (out / "units").mkdir(parents=True, exist_ok=True)
+        write_json(marker, plan)
+    except OSError as error:
+        raise InputError(
+            f"--out {str(out)!r} cannot be written ({error.strerror})", fix="choose another"
+        ) from error
 
 
 def open_records(directory: str | Path) -> RecordSet:

@@ -73,7 +73,7 @@ def test_encode_adds_the_models_own_codes_and_goes_on_after_a_stop(
     (out / "manifest.json").unlink()
     main(["encode", str(packed), "--out", str(out), "--model", "debug"])
     assert (out / "generation/00000.array_record").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match="begun from other data or with another model"):
+    with pytest.raises(InputError, match="begun with other inputs or settings"):
         main(["encode", str(packed), "--out", str(out), "--model", "debug", "--keep-images"])
 
 
