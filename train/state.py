@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.nn.layers import ShapesOnly
+from janus_jax.sharding import DEFAULT_RULES, Rules, param_shardings
 
 
 @jax.tree_util.register_dataclass
@@ -61,6 +64,39 @@ def abstract_state(
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
     opt_state = jax.eval_shape(optimizer.init, trainable)
     return graphdef, TrainState(step, trainable, frozen, opt_state)
+
+
+def split_state(
+    params: nnx.State, parts: tuple[str, ...], optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state of the first step from parameters, abstract or not."""
+    trainable, frozen = nnx.split_state(params, is_trainable(parts), ...)
+    abstract = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32) if abstract else jnp.zeros((), jnp.int32)
+    init = functools.partial(jax.eval_shape, optimizer.init) if abstract else optimizer.init
+    return TrainState(step, trainable, frozen, init(trainable))
+
+
+def state_shardings(state: TrainState, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> TrainState:
+    """Where every array of a state lies: optimizer moments as the parameters they belong to.
+
+    Args:
+      state: the state, abstract or not.
+      mesh: the mesh.
+      rules: the table.
+
+    Raises:
+      InputError: a rule does not fit a parameter.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    trainable = param_shardings(state.trainable, mesh, rules)
+
+    def moments(part: Any) -> Any:
+        # Moments are states like the parameters; everything else in the optimizer is a scalar.
+        return trainable if isinstance(part, nnx.State) else whole
+
+    opt_state = jax.tree.map(moments, state.opt_state, is_leaf=lambda x: isinstance(x, nnx.State))
+    return TrainState(whole, trainable, param_shardings(state.frozen, mesh, rules), opt_state)
 
 
 def create_state(

@@ -18,8 +18,12 @@ LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
 
 
 def make_step(
-    graphdef: Any, loss_fn: LossFn, optimizer: optax.GradientTransformation, seed: int
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    graphdef: Any,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    shardings: TrainState | None = None,
+) -> Any:
     """The compiled step.
 
     Only `state.trainable` is differentiated, so the frozen parts cost no gradient.
@@ -29,9 +33,11 @@ def make_step(
       loss_fn: `loss_fn(model, batch, key) -> (loss, metrics)`.
       optimizer: the optimizer.
       seed: randomness inside the loss is a function of (seed, step).
+      shardings: of the state, as `train.state.state_shardings` gives them; the step is then called,
+        or lowered, under `jax.set_mesh`. None: everything is on one device.
 
     Returns:
-      `step(state, batch) -> (state, metrics)`; the old state's memory is reused.
+      `step(state, batch) -> (state, metrics)`, jitted; the old state's memory is reused.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -51,4 +57,6 @@ def make_step(
         )
         return new, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    if shardings is None:
+        return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

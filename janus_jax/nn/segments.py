@@ -1,0 +1,143 @@
+"""Causal attention within the segments of packed rows, by the best kernel of each platform.
+
+Dims: B rows, T tokens, N query heads, K key heads, H head width.
+
+TPU: splash attention (a Pallas kernel, run on each device's own rows and heads). GPU: cuDNN through
+`jax.nn.dot_product_attention`, which is given the mask. CPU: blocks of queries, made again in the
+backward pass. On TPU and CPU no [T, T] array of scores exists.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash_kernel,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.sharding import PartitionSpec
+
+from janus_jax.nn.attention import attention
+
+Kernel = Literal["splash", "cudnn", "chunked"]
+KERNELS: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+
+CHUNK = 512
+
+
+def kernel_of(platform: str) -> Kernel:
+    """The kernel for a device's `platform`; `chunked` where there is no better one."""
+    return KERNELS.get(platform, "chunked")
+
+
+def segment_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    scale: float,
+    kernel: Kernel,
+    interpret: bool = False,
+) -> jax.Array:
+    """Softmax attention backwards within one's own segment; scores and softmax in float32.
+
+    Args:
+      q: [B, T, N, H].
+      k: [B, T, K, H], N a multiple of K.
+      v: [B, T, K, H].
+      segment_ids: int32 [B, T], equal for the tokens of one sample. Padding is a segment like any
+        other: what it yields is finite, and nobody reads it.
+      scale: multiplies the scores.
+      kernel: see `kernel_of`.
+      interpret: run splash in the Pallas interpreter (tests).
+
+    Returns:
+      [B, T, N, H] in q's dtype.
+    """
+    if kernel == "splash":
+        return _splash(q * scale, k, v, segment_ids, interpret)
+    if kernel == "cudnn":
+        mask = _visible(segment_ids, segment_ids, 0)[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="cudnn")
+    return _chunked(q, k, v, segment_ids, scale)
+
+
+def _visible(queries: jax.Array, keys: jax.Array, first: jax.Array | int) -> jax.Array:
+    """Mask [B, C, T] of the queries [B, C] from slot `first` on, and all keys [B, T]."""
+    slots = first + jnp.arange(queries.shape[1])
+    causal = slots[:, None] >= jnp.arange(keys.shape[1])
+    return causal & (queries[:, :, None] == keys[:, None, :])
+
+
+def _chunked(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, scale: float
+) -> jax.Array:
+    b, t, n, h = q.shape
+    if t <= CHUNK or t % CHUNK:
+        return attention(q, k, v, _visible(segment_ids, segment_ids, 0), scale=scale)
+
+    @jax.checkpoint
+    def block(first: jax.Array) -> jax.Array:
+        queries = lax.dynamic_slice_in_dim(q, first, CHUNK, 1)
+        ids = lax.dynamic_slice_in_dim(segment_ids, first, CHUNK, 1)
+        return attention(queries, k, v, _visible(ids, segment_ids, first), scale=scale)
+
+    y = lax.map(block, jnp.arange(0, t, CHUNK))
+    return y.swapaxes(0, 1).reshape(b, t, n, h)
+
+
+def _splash(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, interpret: bool
+) -> jax.Array:
+    _, t, n, _ = q.shape
+    mesh = jax.sharding.get_abstract_mesh()
+    heads = mesh.shape.get("tensor", 1) if not mesh.empty else 1
+    parts = mesh.shape.get("sequence", 1) if not mesh.empty else 1
+    block = min(1024, t // parts)
+    sizes = splash_kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=min(512, block),
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=min(512, block),
+        use_fused_bwd_kernel=True,
+    )
+    mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((t, t)) for _ in range(n)])
+    # Grouped heads share keys; the kernel takes as many of one as of the other.
+    k, v = (jnp.repeat(x, n // x.shape[2], axis=2) for x in (k, v))
+    kernel = splash_kernel.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=heads, q_seq_shards=parts, interpret=interpret
+    )
+
+    def attend(kernel, q, k, v, query_ids, key_ids):
+        ids = splash_kernel.SegmentIds
+        one = lambda q, k, v, qi, ki: kernel(q, k, v, segment_ids=ids(qi, ki))  # noqa: E731
+        return jax.vmap(one)(q, k, v, query_ids, key_ids)
+
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    if mesh.empty or mesh.size == 1:
+        return attend(kernel, q, k, v, segment_ids, segment_ids).swapaxes(1, 2)
+    rows, own = ("data", "fsdp"), PartitionSpec("tensor", "sequence")
+    whole = jax.sharding.get_mesh() if not mesh._any_axis_manual else mesh
+    spec = kernel.manual_sharding_spec(jax.sharding.NamedSharding(whole, own))
+    q_spec = PartitionSpec(rows, "tensor", "sequence", None)
+    kv_spec = PartitionSpec(rows, "tensor", None, None)
+    y = jax.shard_map(
+        attend,
+        in_specs=(
+            spec,
+            q_spec,
+            kv_spec,
+            kv_spec,
+            PartitionSpec(rows, "sequence"),
+            PartitionSpec(rows, None),
+        ),
+        out_specs=q_spec,
+        check_vma=False,
+    )(kernel, q, k, v, segment_ids, segment_ids)
+    return y.swapaxes(1, 2)

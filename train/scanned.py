@@ -1,0 +1,163 @@
+"""The model as it is trained: equal layers stacked and scanned, activations named for remat.
+
+Dims: B rows, T tokens, D width, L layers.
+
+A scanned model is a `JanusModel` of one decoder layer and one encoder block whose parameters have a
+leading axis over all layers: one layer is compiled, whatever the depth, and its weights are
+gathered while the layer before it computes. `stack` and `unstack` translate the parameters; on disk
+and at inference they are per layer. The tokenizer is left out: its codes are made beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from janus_jax.config import JanusConfig
+from janus_jax.models.janus import JanusModel
+from janus_jax.models.llama import Layer
+from janus_jax.nn.layers import gelu
+from janus_jax.nn.segments import Kernel, segment_attention
+from janus_jax.sharding import constrain
+
+Remat = Literal["none", "full", "qkv", "context", "minimal"]
+
+# Activations of a decoder layer that the backward pass finds instead of making them again.
+SAVED: dict[Remat, tuple[str, ...]] = {
+    "full": (),
+    "qkv": ("q", "k", "v"),
+    "context": ("q", "k", "v", "context"),
+    "minimal": ("q", "k", "v", "context", "attn_out", "gate", "up"),
+}
+_STACKS = (("llm", "layers"), ("vision", "blocks"))
+
+
+class ScannedJanus(JanusModel):
+    """`JanusModel` over stacked parameters.
+
+    Args:
+      config: the architecture.
+      rngs: initialisation keys; parameters made here are of one layer, see `stack`.
+      dtype: compute dtype.
+      kernel: attention kernel, see `janus_jax.nn.segments.kernel_of`.
+      remat: what each layer keeps for the backward pass: everything (`none`), or its input and the
+        activations of `SAVED`.
+    """
+
+    def __init__(
+        self,
+        config: JanusConfig,
+        rngs: nnx.Rngs,
+        *,
+        dtype: Any = jnp.float32,
+        kernel: Kernel = "chunked",
+        remat: Remat = "full",
+    ):
+        one = replace(
+            config, llm=replace(config.llm, depth=1), vision=replace(config.vision, depth=1)
+        )
+        super().__init__(one, rngs, dtype=dtype)
+        del self.vq
+        self.kernel, self.remat = kernel, remat
+
+    def encode_image(self, pixels: jax.Array, taps: Any = None) -> jax.Array:
+        """Normalised pictures [N, S, S, 3] -> features [N, P, D]; `taps` is not filled."""
+        del taps
+        tower = self.vision
+        x = tower.patch_embed(pixels)
+        x = x.reshape(x.shape[0], -1, x.shape[-1]) + tower.pos_embed[...].astype(x.dtype)
+        x = self._scan(tower.blocks[0], lambda block, x: block(x), x, ())
+        return self.aligner(tower.norm(x))
+
+    def hidden(
+        self, x: jax.Array, positions: jax.Array, mask: jax.Array, taps: Any = None
+    ) -> jax.Array:
+        """Packed rows: embeddings [B, T, D], positions and segment ids [B, T] -> [B, T, D]."""
+        del taps
+        rope = self.llm.rope(positions)
+
+        def run(layer: Layer, x: jax.Array) -> jax.Array:
+            return self._layer(layer, x, rope, mask)
+
+        saved = SAVED.get(self.remat, ())
+        return self.llm.norm(self._scan(self.llm.layers[0], run, x, saved))
+
+    def image_logits(self, hidden: jax.Array) -> jax.Array:
+        """[G, C, D] -> [G, C, K] float32."""
+        head = self.image_head
+        # Without this the partitioner (jaxlib 0.10.1) lays the state along `tensor`, and on a mesh
+        # of data, fsdp and tensor its gradient comes back without the sum over that axis.
+        h = constrain(gelu(head.proj(hidden)), "batch", None, None)
+        return head.out(h).astype(jnp.float32)
+
+    def _layer(self, layer: Layer, x: jax.Array, rope: Any, segment_ids: jax.Array) -> jax.Array:
+        x = constrain(x, "batch", "length", None)
+        attn, mlp = layer.attn, layer.mlp
+        q, k, v = attn.project(layer.attn_norm(x), rope)
+        q, k, v = (checkpoint_name(y, n) for y, n in ((q, "q"), (k, "k"), (v, "v")))
+        y = segment_attention(q, k, v, segment_ids, scale=attn.head_dim**-0.5, kernel=self.kernel)
+        y = checkpoint_name(y.reshape(*y.shape[:2], -1), "context")
+        x = x + checkpoint_name(attn.out(y), "attn_out")
+        h = layer.mlp_norm(x)
+        gate, up = checkpoint_name(mlp.gate(h), "gate"), checkpoint_name(mlp.up(h), "up")
+        return x + mlp.down(jax.nn.silu(gate) * up)
+
+    def _scan(
+        self,
+        layers: nnx.Module,
+        run: Callable[[Any, jax.Array], jax.Array],
+        x: jax.Array,
+        saved: tuple[str, ...],
+    ) -> jax.Array:
+        graphdef, params = nnx.split(layers)
+
+        def body(x: jax.Array, one: nnx.State) -> tuple[jax.Array, None]:
+            return run(nnx.merge(graphdef, one), x), None
+
+        if self.remat != "none":
+            policy = jax.checkpoint_policies.save_only_these_names(*saved)
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        return jax.lax.scan(body, x, params)[0]
+
+
+def stack(params: nnx.State) -> nnx.State:
+    """Parameters per layer -> parameters of a scanned model; concrete, traced or abstract.
+
+    The tokenizer's parameters are dropped.
+    """
+    flat, stacks = {}, {}
+    for path, variable in nnx.to_flat_state(params):
+        if path[0] == "vq":
+            continue
+        if path[:2] in _STACKS:
+            stacks.setdefault((*path[:2], 0, *path[3:]), {})[path[2]] = variable
+        else:
+            flat[path] = variable
+    for path, layers in stacks.items():
+        variables = [layers[i] for i in range(len(layers))]
+        values = [variable.get_value() for variable in variables]
+        if isinstance(values[0], jax.ShapeDtypeStruct):
+            value: Any = jax.ShapeDtypeStruct((len(values), *values[0].shape), values[0].dtype)
+        else:
+            value = jnp.stack(values)
+        flat[path] = nnx.Param(value, axes=(None, *variables[0].get_metadata("axes")))
+    return nnx.from_flat_state(flat)
+
+
+def unstack(params: nnx.State) -> nnx.State:
+    """Inverse of `stack`, without the tokenizer."""
+    flat = {}
+    for path, variable in nnx.to_flat_state(params):
+        if path[:2] not in _STACKS:
+            flat[path] = variable
+            continue
+        axes = variable.get_metadata("axes")[1:]
+        for i, value in enumerate(variable.get_value()):
+            flat[(*path[:2], i, *path[3:])] = nnx.Param(value, axes=axes)
+    return nnx.from_flat_state(flat)
