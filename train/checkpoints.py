@@ -1,21 +1,73 @@
-"""Checkpoints of a run: Orbax steps that appear whole or not at all, the newest two kept."""
+"""Checkpoints of a run: Orbax steps that appear whole or not at all, the newest two kept.
+
+A step holds two items: `state`, all arrays, and `record`, a small JSON object with everything else
+that a resume needs or says: metrics, the sampler's position, the config, the mesh, the time, and a
+checksum of every array. What is read back is compared with those checksums, because neither the
+file system nor the storage format notices every flipped bit.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import sys
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore as ts
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
+from janus_jax.atomic import free_bytes
 from janus_jax.errors import InputError
+from train.checksums import checksums
 from train.state import TrainState
 
+ROOM = 1.2  # free bytes wanted for each byte of the state, before a save
 
-def _named(state: TrainState) -> dict[str, Any]:
-    """`{path: leaf}`: independent of how the state's containers are made."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint says of itself.
+
+    Attributes:
+      step: steps made.
+      saved: when, ISO 8601 in UTC.
+      metrics: of the last step.
+      sampler: where the data stands; the order is a function of (seed, step), so this is for people
+        and for checks.
+      config: the run's config.
+      mesh: size of each mesh axis it was saved on; empty for one device.
+      processes: number of processes it was saved by.
+      checksums: of every array, by path.
+    """
+
+    step: int
+    saved: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    mesh: dict[str, int] = field(default_factory=dict)
+    processes: int = 1
+    checksums: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """One line for the person who resumes."""
+        sizes = ",".join(f"{axis}={n}" for axis, n in self.mesh.items() if n > 1)
+        mesh = f"mesh {sizes}" if sizes else "one device"
+        parts = [f"step {self.step}", f"saved {self.saved}"]
+        if "loss" in self.metrics:
+            parts.append(f"loss {self.metrics['loss']:.4g}")
+        processes = "process" if self.processes == 1 else "processes"
+        parts.append(f"on {mesh}, {self.processes} {processes}")
+        parts += [f"{name.replace('_', ' ')} {value}" for name, value in self.sampler.items()]
+        return ", ".join(parts)
 
 
 class Checkpoints:
@@ -30,7 +82,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._directory,
             # Lets a new process look into a step before it restores it.
-            item_handlers=ocp.StandardCheckpointHandler(),
+            item_handlers={"state": _arrays(), "record": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=2, cleanup_tmp_directories=True, create=True
             ),
@@ -40,60 +92,323 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Starts saving `state` in the background (arrays are copied first)."""
-        # An error of the save before this one surfaces here, not at the end of the run.
-        self._manager.check_for_errors()
-        self._manager.save(step, args=ocp.args.StandardSave(_named(state)), force=True)
+    def check_room(self, state: TrainState) -> None:
+        """Refuses to go on where the next checkpoint would not fit on the disk.
 
-    def restore(self, like: TrainState) -> TrainState:
+        Called before the first step as well, so that a run does not end with its first save.
+
+        Args:
+          state: what will be saved, abstract or not.
+
+        Raises:
+          InputError: less than 1.2 times the state's bytes are free.
+        """
+        needed = int(ROOM * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)))
+        free = free_bytes(self._directory)
+        if jax.process_count() > 1:
+            # All processes see one disk fill up, but must come to one conclusion.
+            free = int(multihost_utils.broadcast_one_to_all(free))
+        if free < needed:
+            kept = self.latest()
+            raise InputError(
+                f"a checkpoint in {self._directory} takes up to {_size(needed)}; "
+                f"its disk has {_size(free)} free"
+                + ("" if kept is None else f"; the checkpoint of step {kept} is intact"),
+                fix="make room and go on with --resume, or choose another --run-dir",
+            )
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        sampler: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Starts saving in the background (arrays are copied first).
+
+        Args:
+          step: steps made.
+          state: all arrays.
+          metrics: of this step.
+          sampler: where the data stands.
+          config: the run's config.
+
+        Raises:
+          InputError: the disk has no room, or the save before this one failed.
+        """
+        # An error of the save before this one surfaces here, not at the end of the run.
+        self._check_last_save()
+        self.check_room(state)
+        named = _named(state)
+        record = Record(
+            step=step,
+            saved=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            metrics={k: float(v) for k, v in (metrics or {}).items()},
+            sampler=dict(sampler or {}),
+            config=dict(config or {}),
+            mesh=_mesh(named),
+            processes=jax.process_count(),
+            checksums=checksums(named),
+        )
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(named),
+                    record=ocp.args.JsonSave(_sealed(asdict(record))),
+                ),
+                force=True,
+            )
+        except Exception as error:
+            raise self._unwritable(error) from error
+
+    def record(self, step: int | None = None) -> Record:
+        """What a step says of itself.
+
+        Args:
+          step: a step that is there; by default the newest.
+
+        Raises:
+          InputError: there is no step, or its record is damaged.
+        """
+        step = self._step(step)
+        item = self._directory / str(step) / "record"
+        try:
+            found = self._manager.restore(
+                step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+            )["record"]
+            seal = found.pop("seal")
+            if seal != _sealed(found)["seal"]:
+                raise ValueError("its contents do not match their checksum")
+            return Record(**found)
+        except Exception as error:  # Orbax and the parsers of what it reads raise anything
+            raise self._damaged(step, f"{item / 'metadata'}: {_reason(error)}") from error
+
+    def restore(self, like: TrainState, *, fall_back: bool = False) -> TrainState:
         """The newest step.
 
         Args:
-          like: a concrete or abstract state of the wanted shapes.
+          like: a concrete or abstract state of the wanted shapes, dtypes and shardings (leaves
+            without one go to the default device). The mesh and the number of processes need not be
+            those it was saved with.
+          fall_back: where the newest step is damaged, take the one before, and delete the damaged
+            one when that is whole.
 
         Returns:
-          A state like it, on the default device.
+          A state like it, equal to the saved one to the bit.
 
         Raises:
-          InputError: there is no step, it is damaged, or it has other parameters than the run.
+          InputError: there is no step, it is damaged, or it has other arrays than the run (a table
+            of the differences is printed to stderr).
         """
-        step = self.latest()
-        if step is None:
-            raise InputError(f"{self._directory} holds no checkpoint")
-        want = _named(like)
-        home = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=home) for k, v in want.items()}
-        try:
-            found = {k: tuple(v.shape) for k, v in self._manager.item_metadata(step).items()}
-        except Exception as error:  # Orbax raises whatever its parsers do
-            raise self._damaged(step, error) from error
-        wrong = [
-            f"{k} {found.get(k, 'missing')} instead of {tuple(v.shape)}"
-            for k, v in want.items()
-            if found.get(k) != tuple(v.shape)
-        ] + [f"{k} unexpected" for k in found if k not in want]
-        if wrong:
-            raise InputError(
-                f"checkpoint step {step} does not fit this run: {'; '.join(wrong[:8])}"
-                + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""),
-                fix="resume with the settings the run was started with, or use --overwrite",
-            )
-        try:
-            named = self._manager.restore(step, args=ocp.args.StandardRestore(target))
-        except Exception as error:
-            raise self._damaged(step, error) from error
-        return jax.tree.unflatten(jax.tree.structure(like), [named[k] for k in want])
-
-    def _damaged(self, step: int, error: Exception) -> InputError:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        path = self._directory / str(step)
-        return InputError(
-            f"checkpoint {path} cannot be read ({reason})",
-            fix=f"delete {path} to go on from the step before",
-        )
+        newest = self._step(None)
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged: list[int] = []
+        for step in steps if fall_back else [newest]:
+            try:
+                state = self._restore(step, like)
+            except _DamagedStep as error:
+                if step == steps[-1] or not fall_back:
+                    raise
+                print(f"{error.what}; falling back to the step before", file=sys.stderr)
+                damaged.append(step)
+            else:
+                for other in damaged:
+                    self._manager.delete(other)
+                return state
+        raise AssertionError(steps)
 
     def close(self) -> None:
-        """Waits for the save in progress; raises its error if it had one."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the save in progress.
+
+        Raises:
+          InputError: it failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritable(error) from error
+        finally:
+            self._manager.close()
+
+    def _restore(self, step: int, like: TrainState) -> TrainState:
+        want = _named(like)
+        record = self.record(step)
+        try:
+            metadata = self._manager.item_metadata(step)["state"]
+            found = {k: (tuple(v.shape), str(v.dtype)) for k, v in metadata.items()}
+        except Exception as error:
+            path = self._directory / str(step) / "state" / "_METADATA"
+            raise self._damaged(step, f"{path}: {_reason(error)}") from error
+        self._check_structure(step, found, record, want)
+        home = SingleDeviceSharding(jax.devices()[0])
+        how = {
+            k: ocp.ArrayRestoreArgs(
+                sharding=_sharding(v) or home, global_shape=tuple(v.shape), dtype=v.dtype
+            )
+            for k, v in want.items()
+        }
+        item = self._directory / str(step) / "state"
+        try:
+            named = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(want, restore_args=how))
+            )["state"]
+        except Exception as error:
+            sys.unraisablehook = _without_orphans
+            reason = _reason(error)
+            if name := re.search(r'"(\.[^"/]+)/[^"]*"', reason):
+                # The storage names the array; its file is more help.
+                reason = f"{_data_file(item, name[1].replace(chr(92), ''))}: {reason}"
+            raise self._damaged(step, reason) from error
+        sums = checksums(named)
+        if wrong := [k for k in want if sums[k] != record.checksums[k]]:
+            raise self._damaged(
+                step,
+                f"{_data_file(item, wrong[0])}: {wrong[0]} does not match its checksum"
+                + (f", nor do {len(wrong) - 1} other arrays" if len(wrong) > 1 else ""),
+            )
+        return jax.tree.unflatten(jax.tree.structure(like), [named[k] for k in want])
+
+    def _check_structure(
+        self, step: int, found: dict[str, tuple[Any, str]], record: Record, want: dict[str, Any]
+    ) -> None:
+        """Refuses a step of other arrays than the run's, and one that misses some of its own."""
+        if found.keys() != record.checksums.keys():
+            path = self._directory / str(step) / "state" / "_METADATA"
+            raise self._damaged(step, f"{path}: it lists other arrays than the step's record")
+        wanted = {k: (tuple(v.shape), str(v.dtype)) for k, v in want.items()}
+        rows = [
+            (k, _described(found.get(k)), _described(wanted.get(k)))
+            for k in [*wanted, *(k for k in found if k not in wanted)]
+            if found.get(k) != wanted.get(k)
+        ]
+        if not rows:
+            return
+        table = [("array", f"checkpoint, step {step}", "this run"), *rows]
+        widths = [max(len(row[column]) for row in table) for column in range(2)]
+        for name, there, here in table:
+            print(f"{name:{widths[0]}}  {there:{widths[1]}}  {here}", file=sys.stderr)
+        name, there, here = rows[0]
+        raise InputError(
+            f"checkpoint {self._directory / str(step)} does not fit this run: {len(rows)} of its "
+            f"arrays differ, as listed above, the first being {name}: {there} there, {here} here",
+            fix="resume with the settings the run was started with, or use --overwrite",
+        )
+
+    def _step(self, step: int | None) -> int:
+        step = self.latest() if step is None else step
+        if step is None:
+            raise InputError(f"{self._directory} holds no checkpoint")
+        return step
+
+    def _check_last_save(self) -> None:
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: Exception) -> InputError:
+        kept = self.latest()
+        before = "there is none before it" if kept is None else f"that of step {kept} is intact"
+        return InputError(
+            f"a checkpoint in {self._directory} could not be written ({_reason(error)}); {before}",
+            fix="make room or mend the disk, and go on with --resume",
+        )
+
+    def _damaged(self, step: int, reason: str) -> InputError:
+        path = self._directory / str(step)
+        return _DamagedStep(
+            f"checkpoint {path} is damaged ({reason})",
+            fix="add --fall-back to go on from the step before it",
+        )
+
+
+class _DamagedStep(InputError):
+    """A checkpoint that cannot be read, or not as it was written."""
+
+
+def _named(state: TrainState) -> dict[str, Any]:
+    """`{path: leaf}`: independent of how the state's containers are made."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
+    return getattr(leaf, "sharding", None)
+
+
+def _mesh(named: Mapping[str, Any]) -> dict[str, int]:
+    for leaf in named.values():
+        if isinstance(sharding := _sharding(leaf), NamedSharding):
+            return {str(axis): size for axis, size in sharding.mesh.shape.items()}
+    return {}
+
+
+def _sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with a checksum of itself."""
+    text = json.dumps(content, sort_keys=True)
+    return {**content, "seal": f"{zlib.crc32(text.encode()):08x}"}
+
+
+def _described(found: tuple[Any, str] | None) -> str:
+    return "missing" if found is None else f"{found[1]} {list(found[0])}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
+def _without_orphans(unraisable: Any) -> None:
+    """Keeps quiet about the other reads of a restore that failed: Orbax leaves them behind."""
+    about = f"{unraisable.object!r} {unraisable.exc_value}"
+    if "_read_array" not in about and "Event loop is closed" not in about:
+        sys.__unraisablehook__(unraisable)
+
+
+def _arrays() -> ocp.PyTreeCheckpointHandler:
+    """How arrays are stored: plain, for numbers hardly compress, and without Orbax's side files.
+
+    The side files (what the arrays were sharded like) are not needed, and damage in them could stop
+    a restore of sound arrays.
+    """
+    handler = ocp.type_handlers.ArrayHandler(
+        enable_write_sharding_file=False, array_metadata_store=None
+    )
+    return ocp.PyTreeCheckpointHandler(
+        use_ocdbt=True,
+        use_zarr3=True,
+        use_compression=False,
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, handler)),
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own words where a storage library passes them on, else the first line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error)
+    if found := re.search(r": ([^:]+) \[os_error_code=", text):
+        return found[1].strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def _data_file(item: Path, name: str) -> Path:
+    """The file that holds an array's first chunk; the item's directory where it is not found."""
+    try:
+        store = ts.KvStore.open({"driver": "file", "path": f"{item}/"}).result()
+        versions = ts.ocdbt.dump(store).result()["versions"]
+        nodes = [versions[-1]["root"]["location"]]
+        while nodes:
+            node = nodes.pop()
+            for entry in ts.ocdbt.dump(store, node).result()["entries"]:
+                if "location" in entry:
+                    nodes.append(entry["location"])
+                elif entry["key"].startswith(f"{name}/".encode()) and b".z" not in entry["key"]:
+                    # `kind:directory:file:offset:length`; a small array lies in the node itself.
+                    _, directory, file, *_ = entry.get("indirect_value", node).split(":")
+                    return item / directory / file
+    except Exception:  # what is broken may be the index itself
+        pass
+    return item

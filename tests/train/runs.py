@@ -30,8 +30,8 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 def checkpoint(run_dir: Path, step: int) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint by path, read without our code."""
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        tree = reader.restore((run_dir / "checkpoints" / str(step) / "default").absolute())
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.restore((run_dir / "checkpoints" / str(step) / "state").absolute())
     return {key: np.asarray(value) for key, value in tree.items()}
 
 
