@@ -30,5 +30,15 @@ class InputError(ValueError):
         return type(self), (self.what, self.allowed, self.fix)
 
 
+class RunFailed(RuntimeError):
+    """A run that ended by itself, for a reason that is no fault of the arguments.
+
+    The command line prints it as one line, without a traceback, and exits with status 1.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(_one_line(message))
+
+
 def _one_line(text: str) -> str:
     return " ".join(str(text).split()).rstrip(".;")

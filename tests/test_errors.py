@@ -1,6 +1,7 @@
 import pickle
 
 from janus_jax import InputError
+from janus_jax.errors import RunFailed
 
 
 def test_the_message_is_one_line_with_every_part():
@@ -20,3 +21,10 @@ def test_it_survives_a_process_boundary():
     error = pickle.loads(pickle.dumps(InputError("what", "allowed", "fix")))
     assert (error.what, error.allowed, error.fix) == ("what", "allowed", "fix")
     assert str(error) == "what; allowed: allowed; fix: fix"
+
+
+def test_a_failed_run_is_one_line_too():
+    error = RunFailed("step 4: the loss\n is nan.")
+    assert str(error) == "step 4: the loss is nan"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert not isinstance(error, InputError)

@@ -186,13 +186,16 @@ class Checkpoints:
         except Exception as error:  # Orbax and the parsers of what it reads raise anything
             raise self._damaged(step, f"{item / 'metadata'}: {_reason(error)}") from error
 
-    def restore(self, like: TrainState, *, fall_back: bool = False) -> TrainState:
+    def restore(
+        self, like: TrainState, shardings: TrainState | None = None, *, fall_back: bool = False
+    ) -> TrainState:
         """The newest step.
 
         Args:
-          like: a concrete or abstract state of the wanted shapes, dtypes and shardings (leaves
-            without one go to the default device). The mesh and the number of processes need not be
-            those it was saved with.
+          like: a concrete or abstract state of the wanted shapes and dtypes.
+          shardings: where each array goes; by default to where that of `like` lies, or to the
+            default device. The mesh and the number of processes need not be those it was saved
+            with.
           fall_back: where the newest step is damaged, take the one before, and delete the damaged
             one when that is whole.
 
@@ -208,7 +211,7 @@ class Checkpoints:
         damaged: list[int] = []
         for step in steps if fall_back else [newest]:
             try:
-                state = self._restore(step, like)
+                state = self._restore(step, like, shardings)
             except _DamagedStep as error:
                 if step == steps[-1] or not fall_back:
                     raise
@@ -233,7 +236,7 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def _restore(self, step: int, like: TrainState) -> TrainState:
+    def _restore(self, step: int, like: TrainState, shardings: TrainState | None) -> TrainState:
         want = _named(like)
         record = self.record(step)
         try:
@@ -244,9 +247,10 @@ class Checkpoints:
             raise self._damaged(step, f"{path}: {_reason(error)}") from error
         self._check_structure(step, found, record, want)
         home = SingleDeviceSharding(jax.devices()[0])
+        places = _named(jax.tree.map(_sharding, like) if shardings is None else shardings)
         how = {
             k: ocp.ArrayRestoreArgs(
-                sharding=_sharding(v) or home, global_shape=tuple(v.shape), dtype=v.dtype
+                sharding=places.get(k) or home, global_shape=tuple(v.shape), dtype=v.dtype
             )
             for k, v in want.items()
         }

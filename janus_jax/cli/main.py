@@ -17,7 +17,7 @@ import tyro
 
 from janus_jax.cli import assemble, chat, convert, data, doctor, generate, train
 from janus_jax.cli.parsing import parse
-from janus_jax.errors import InputError
+from janus_jax.errors import InputError, RunFailed
 
 EXIT_FAILED = 1
 EXIT_INPUT = 2
@@ -85,6 +85,9 @@ def run(argv: Sequence[str]) -> int:
     except InputError as error:
         _report(error, str(error), debug)
         return EXIT_INPUT
+    except RunFailed as error:
+        _report(error, str(error), debug)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("janus-jax: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -112,6 +112,10 @@ def test_what_one_mesh_saved_any_other_restores(tmp_path):
             restored: Any = checkpoints.restore(like)
             jax.tree.map(np.testing.assert_array_equal, restored, want)
             assert restored.trainable["w"].sharding == like.trainable["w"].sharding
+            shapes: Any = jax.eval_shape(lambda: want)
+            places = jax.tree.map(lambda x: x.sharding, like)
+            again: Any = checkpoints.restore(shapes, places)
+            assert again.trainable["w"].sharding == like.trainable["w"].sharding
         jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(want), want)
 
 

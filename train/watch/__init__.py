@@ -1,0 +1,1 @@
+"""Watching a run: loggers, lost time, profiles, hangs."""
