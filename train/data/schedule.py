@@ -17,12 +17,14 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
 from janus_jax.errors import InputError
+from train.data.mixture import Shares
 from train.data.packing import KINDS, Kind, fit
 
 # So many because strata are small: with 4, some orders of 6 are 1.7 times as frequent as due.
@@ -34,12 +36,15 @@ class LengthTable:
     """Lengths of all samples of one kind; a sample's number is its place here.
 
     Attributes:
-      tokens: int [n], slots that each sample takes in a row.
+      tokens: int [n], slots that each sample takes in a row; 0: it cannot be used.
       text_targets: int [n], answer tokens of each sample; None for generation.
+      sources: (samples, weight) of each source, whose samples follow one another; by default all
+        are of one.
     """
 
     tokens: np.ndarray
     text_targets: np.ndarray | None = None
+    sources: tuple[tuple[int, Fraction], ...] = ()
 
 
 class Schedule:
@@ -52,7 +57,7 @@ class Schedule:
       seed: seed of the order.
 
     Raises:
-      InputError: a kind has fewer samples than one step takes, or a sample is longer than a row.
+      InputError: a source has fewer samples than one step takes, or a sample is longer than a row.
     """
 
     def __init__(
@@ -63,39 +68,43 @@ class Schedule:
         length: int,
         seed: int,
     ):
-        self._tables, self._seed, self._length = dict(tables), seed, length
-        self._strata: dict[Kind, list[np.ndarray]] = {}
+        self._tables, self._length = dict(tables), length
+        self._seed = seed
+        self._orders: dict[Kind, _Order] = {}
         for kind in KINDS:
-            n = samples.get(kind, 0)
-            if not n:
-                continue
-            lengths = tables[kind].tokens if kind in tables else np.zeros(0, int)
-            if len(lengths) < n:
-                raise InputError(
-                    f"{len(lengths)} {kind} samples", f"at least {n}, which one step takes"
-                )
-            (wrong,) = np.nonzero((lengths < 1) | (lengths > length))
-            if len(wrong):
-                raise InputError(
-                    f"{kind} sample {wrong[0]} has {lengths[wrong[0]]} tokens",
-                    f"1 to {length}, the length of a row",
-                )
-            self._strata[kind] = np.array_split(np.argsort(lengths, kind="stable"), n)
+            if n := samples.get(kind, 0):
+                table = tables.get(kind, LengthTable(np.zeros(0, int)))
+                self._orders[kind] = _Order(kind, table, n, length, seed)
 
     def step(self, step: int) -> list[tuple[Kind, int]]:
         """The samples of a step, as (kind, number), in the order in which they are packed."""
-        found: list[tuple[Kind, int]] = []
-        for kind, strata in self._strata.items():
-            sizes = np.array([len(stratum) for stratum in strata], np.uint64)
-            epochs, index = np.divmod(np.uint64(step), sizes)
-            key = np.full(len(strata), self._seed, np.uint64)
-            for number in (np.uint64(KINDS.index(kind)), np.arange(len(strata)), epochs):
-                key = _mix(key + np.asarray(number, np.uint64))
-            places = shuffled(index, sizes, key).tolist()
-            numbers = [int(s[i]) for s, i in zip(strata, places, strict=True)]
-            found.extend((kind, number) for number in numbers)
+        found = [
+            (kind, number)
+            for kind, order in self._orders.items()
+            for number in order.numbers(*order.turns(step)).tolist()
+        ]
         order = np.random.default_rng((self._seed, step)).permutation(len(found))
         return [found[i] for i in order]
+
+    def alternatives(self, step: int, kind: Kind, number: int) -> Iterator[int]:
+        """The samples that stand in for one of a step, should it turn out broken.
+
+        They are those that follow it in the order of its stratum, so they are about as long.
+
+        Args:
+          step: the step.
+          kind: kind of the sample.
+          number: its number, one of `step(step)`.
+
+        Yields:
+          All other numbers of the stratum, always in the same order.
+        """
+        order = self._orders[kind]
+        which, turns = order.turns(step)
+        place = int(np.flatnonzero(order.numbers(which, turns) == number)[0])
+        here = slice(place, place + 1)
+        for ahead in range(1, int(order.sizes[which[place]])):
+            yield int(order.numbers(which[here], turns[here], ahead)[0])
 
     def lengths(self, step: int) -> list[int]:
         """Slots of the samples of a step, in order."""
@@ -113,10 +122,68 @@ class Schedule:
         """Answer tokens that no step exceeds: the most that the strata can give together."""
         return sum(
             int(targets[stratum].max())
-            for kind, strata in self._strata.items()
+            for kind, order in self._orders.items()
             if (targets := self._tables[kind].text_targets) is not None
-            for stratum in strata
+            for stratum in order.strata
         )
+
+
+class _Order:
+    """The strata of one kind, source after source, and the order in each.
+
+    Attributes:
+      strata: for each the numbers of its samples, int32.
+      sizes: their lengths, uint64.
+    """
+
+    def __init__(self, kind: Kind, table: LengthTable, samples: int, length: int, seed: int):
+        (wrong,) = np.nonzero((table.tokens < 0) | (table.tokens > length))
+        if len(wrong):
+            raise InputError(
+                f"{kind} sample {wrong[0]} has {table.tokens[wrong[0]]} tokens",
+                f"1 to {length}, the length of a row",
+            )
+        sources = table.sources or ((len(table.tokens), Fraction(1)),)
+        self._shares = Shares([weight for _, weight in sources], samples)
+        self._key = _mix(np.array([seed], np.uint64) + np.uint64(KINDS.index(kind)))
+        self._first: list[int] = []
+        self.strata: list[np.ndarray] = []
+        start = 0
+        for (size, _), most in zip(sources, self._shares.most, strict=True):
+            tokens = table.tokens[start : start + size]
+            (usable,) = np.nonzero(tokens)
+            if len(usable) < most:
+                raise InputError(
+                    f"{len(usable)} {kind} samples", f"at least {most}, which one step takes"
+                )
+            by_length = usable[np.argsort(tokens[usable], kind="stable")] + start
+            self._first.append(len(self.strata))
+            self.strata += np.array_split(by_length.astype(np.int32), most)
+            start += size
+        self.sizes = np.array([len(stratum) for stratum in self.strata], np.uint64)
+
+    def turns(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a step takes: strata (int [n]), and how often each has been dealt from before."""
+        which, turns = [], []
+        befores, counts = self._shares.before(step), self._shares.counts(step)
+        for first, most, before, count in zip(
+            self._first, self._shares.most, befores, counts, strict=True
+        ):
+            turn, place = np.divmod(before + np.arange(count), most)
+            which.append(first + place)
+            turns.append(turn)
+        return np.concatenate(which), np.concatenate(turns).astype(np.uint64)
+
+    def numbers(self, which: np.ndarray, turns: np.ndarray, ahead: int = 0) -> np.ndarray:
+        """Samples of some strata, int32 [n]: those of the given turns, or so many places on."""
+        sizes = self.sizes[which]
+        epochs, index = np.divmod(turns, sizes)
+        key = np.broadcast_to(self._key, len(which))
+        for number in (which, epochs):
+            key = _mix(key + number.astype(np.uint64))
+        places = shuffled((index + np.uint64(ahead)) % sizes, sizes, key).tolist()
+        picked = [self.strata[s][i] for s, i in zip(which.tolist(), places, strict=True)]
+        return np.array(picked, np.int32)
 
 
 def shuffled(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
