@@ -1,15 +1,18 @@
-"""Metrics of a run: JSON lines in a file, and one line of progress for the person watching."""
+"""Metrics of a run: JSON lines in a file, other loggers, and one line of progress for people."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,6 +21,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from train.watch.loggers import Logger
 
 
 class MetricsLog:
@@ -28,9 +33,19 @@ class MetricsLog:
       steps: total steps, for the progress line.
       start: step the run starts at.
       title: what the progress line calls the run.
+      loggers: told of the same numbers, and of pictures; closed with the log.
     """
 
-    def __init__(self, path: Path, *, steps: int, start: int, title: str):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        steps: int,
+        start: int,
+        title: str,
+        loggers: Sequence[Logger] = (),
+    ):
+        self._loggers = loggers
         forget_after(path, start)
         self._file = path.open("a", encoding="utf-8")
         self._pending: tuple[int, dict[str, Any]] | None = None
@@ -80,16 +95,31 @@ class MetricsLog:
             )
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends one JSON line."""
-        self._file.write(json.dumps(record) + "\n")
+        """Appends one JSON line, with null for numbers that are not finite: JSON has no NaN.
+
+        Args:
+          record: numbers by name, `step` among them.
+        """
+        line = {k: v if math.isfinite(v) else None for k, v in record.items()}
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        values = {k: v for k, v in record.items() if k != "step"}
+        for logger in self._loggers:
+            logger.scalars(record["step"], values)
+
+    def pictures(self, step: int, sheet: np.ndarray, captions: Mapping[str, Sequence[str]]) -> None:
+        """Hands sample pictures to the loggers, see `Logger.pictures`."""
+        for logger in self._loggers:
+            logger.pictures(step, sheet, captions)
 
     def close(self) -> None:
-        """Writes what is pending and ends the progress line."""
+        """Writes what is pending, ends the progress line, and closes the loggers."""
         self.flush()
         if self._progress is not None:
             self._progress.stop()
         self._file.close()
+        for logger in self._loggers:
+            logger.close()
 
 
 def forget_after(path: Path, step: int) -> None:

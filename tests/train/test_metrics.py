@@ -3,6 +3,7 @@
 import json
 
 import jax.numpy as jnp
+import numpy as np
 
 from train.metrics import MetricsLog, forget_after
 
@@ -50,3 +51,43 @@ def test_half_a_line_of_an_early_step_goes_too(tmp_path):
     forget_after(path, 10)
     assert path.read_text() == '{"step": 2}\n'
     forget_after(tmp_path / "missing", 10)
+
+
+class Remembers:
+    """A logger that keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def scalars(self, step, values):
+        self.told.append((step, dict(values)))
+
+    def pictures(self, step, sheet, captions):
+        self.told.append((step, sheet.shape, captions))
+
+    def close(self):
+        self.told.append("closed")
+
+
+def test_loggers_are_told_the_same_numbers(tmp_path):
+    path, logger = tmp_path / "metrics.jsonl", Remembers()
+    log = MetricsLog(path, steps=8, start=0, title="a-run", loggers=[logger])
+    log.add(2, {"loss": jnp.asarray(1.5)})
+    log.write({"step": 2, "heldout_loss": 2.0})
+    log.pictures(2, np.zeros((4, 4, 3), np.uint8), {"prompts": ["a cat"]})
+    log.close()
+    held_out, pictures, scalars, closed = logger.told
+    assert held_out == (2, {"heldout_loss": 2.0})
+    assert pictures == (2, (4, 4, 3), {"prompts": ["a cat"]})
+    assert scalars[0] == 2 and scalars[1]["loss"] == 1.5 and "step" not in scalars[1]
+    assert closed == "closed"
+
+
+def test_numbers_that_are_not_finite_leave_the_file_json(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, steps=8, start=0, title="a-run")
+    log.add(2, {"loss": jnp.asarray(jnp.nan), "grad_norm": jnp.asarray(jnp.inf)})
+    log.close()
+    assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
+    (record,) = records(path)
+    assert record["loss"] is None and record["grad_norm"] is None
