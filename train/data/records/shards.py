@@ -66,7 +66,8 @@ class Shards(Sequence[Record]):
       kind: which records.
 
     Raises:
-      InputError: a shard is missing or has another number of records than the manifest says.
+      InputError: a shard is missing, damaged or has another number of records than the manifest
+        says.
     """
 
     def __init__(self, directory: Path, kind: Kind):
@@ -75,7 +76,7 @@ class Shards(Sequence[Record]):
         paths = [directory / entry["file"] for entry in entries]
         if missing := [p for p in paths if not p.is_file()]:
             raise InputError(f"shard {str(missing[0])!r} is missing", fix="pack the data again")
-        self._source: Any = ArrayRecordDataSource([str(p) for p in paths]) if paths else ()
+        self._source: Any = _open(paths) if paths else ()
         wanted = sum(entry["records"] for entry in entries)
         if len(self._source) != wanted:
             raise InputError(
@@ -86,12 +87,28 @@ class Shards(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._source)
 
+    def name_of(self, index: int) -> str:
+        """What messages call a record that cannot be read for its id."""
+        return f"{self._name}[{index}]"
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"{self._name} has {len(self)} records, not a number {index}")
-        return Record.from_bytes(self._source[index], f"{self._name}[{index}]")
+        return Record.from_bytes(self._source[index], self.name_of(index))
+
+
+def _open(paths: Sequence[Path]) -> ArrayRecordDataSource:
+    try:
+        return ArrayRecordDataSource([str(path) for path in paths])
+    except RuntimeError as error:
+        if len(paths) > 1:  # the message names no file: find the one
+            for path in paths:
+                _open([path])
+        raise InputError(
+            f"shard {str(paths[0])!r} cannot be opened ({error})", fix="pack the data again"
+        ) from error
 
 
 @dataclass(frozen=True)

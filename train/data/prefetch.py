@@ -1,0 +1,175 @@
+"""Batches made ahead of time, by a thread or by Grain's worker processes, in the steps' order.
+
+A batch is a function of its step, so no worker has a state: whichever makes it, and whenever a run
+begins, it is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+from train.data.bad_samples import BadSample, BadSamples
+
+Batch = TypeVar("Batch")
+
+TIMEOUT = 600.0
+"""Seconds without a new batch after which a run gives up waiting."""
+
+
+class WorkerFailed(RuntimeError):
+    """A worker that makes batches died or hangs."""
+
+
+class Checked(Protocol):
+    """A source that writes down which samples are broken (`RecordSource`)."""
+
+    bad: BadSamples
+
+    def found(self, step: int) -> list[BadSample]:
+        """Those met in a step."""
+        ...
+
+
+def prefetch(
+    read: Callable[[int], Batch],
+    start: int,
+    stop: int,
+    *,
+    source: Checked | None = None,
+    workers: int = 0,
+    timeout: float = TIMEOUT,
+) -> Iterator[Batch]:
+    """The batches of steps `start` to `stop`.
+
+    Args:
+      read: makes the batch of a step; sent to worker processes by cloudpickle.
+      start: first step.
+      stop: one past the last step.
+      source: where `read` takes its samples; the broken ones of a step are counted as it is taken.
+      workers: processes; 0: one thread of this process.
+      timeout: seconds to wait for a batch.
+
+    Raises:
+      TooManyBadSamples: see `BadSamples`.
+      WorkerFailed: a worker died, or no batch came in time.
+      Exception: whatever `read` raises.
+    """
+
+    def make(step: int) -> tuple[Batch, list[BadSample]]:
+        return read(step), source.found(step) if source is not None else []
+
+    made = _in_processes(make, start, stop, workers) if workers else map(make, range(start, stop))
+    for batch, found in _watched(made, start, timeout):
+        if source is not None:
+            source.bad.settle(found)
+        yield batch
+
+
+class _Steps(Sequence[int]):
+    """The step numbers [start, stop), as a source for Grain."""
+
+    def __init__(self, start: int, stop: int):
+        self._range = range(start, stop)
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __getitem__(self, index: Any) -> int:
+        return self._range[index]
+
+
+def _in_processes(make: Callable[[int], Any], start: int, stop: int, workers: int) -> Iterator[Any]:
+    import grain.python as grain
+
+    steps = grain.MapDataset.source(_Steps(start, stop)).map(make)
+    # One batch is being made and one is waiting in each worker: memory for two batches each.
+    ahead = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+    return iter(ahead.mp_prefetch(options, worker_init_fn=_begin_worker))
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Settles how a worker process ends: with its parent, however that ends, and not before it."""
+    del index, count
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerators belong to the parent
+    # Ctrl-C, and SIGTERM on a cluster, go to all processes; the parent stops its workers itself
+    # once it has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _watched(made: Iterator[Any], start: int, timeout: float) -> Iterator[Any]:
+    """The same, drawn by a thread, so that one that never comes can be told from a slow one."""
+    # The thread is a daemon: a read that hangs for good must not keep the process from ending.
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
+    closed = threading.Event()
+
+    def put(*item: Any) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def draw() -> None:
+        try:
+            for batch in made:
+                if not put("batch", batch):
+                    break
+                del batch
+            else:
+                put("end", None)
+        except BaseException as error:  # goes on in the thread that waits
+            put("error", error)
+        finally:
+            close = getattr(made, "close", None)
+            if close is not None:
+                close()
+
+    threading.Thread(target=draw, name="prefetch", daemon=True).start()
+    step = start
+    try:
+        while True:
+            try:
+                kind, value = ready.get(timeout=timeout)
+            except queue.Empty:
+                raise WorkerFailed(
+                    f"no batch for step {step} within {timeout:g} s: a loader worker hangs, or "
+                    "storage is too slow; the run can be resumed"
+                ) from None
+            if kind == "end":
+                return
+            if kind == "error":
+                raise _explained(value, step)
+            yield value
+            step += 1
+            del value
+    finally:
+        closed.set()
+
+
+def _explained(error: BaseException, step: int) -> BaseException:
+    if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
+        failed = WorkerFailed(
+            f"a loader worker died while it made the batch of step {step} ({error}); out of "
+            "memory? fewer --data-workers need less; the run can be resumed"
+        )
+        failed.__cause__ = error
+        return failed
+    return error

@@ -1,0 +1,192 @@
+"""Lengths of all records of a data set, measured once and kept beside it.
+
+    lengths/generation-0123456789abcdef.npz
+
+A file's name stands for everything that its content depends on: the records, and how they are
+prepared (`Preparation.fingerprint`). So a wrong file is never read, and hosts that measure at the
+same time write the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from janus_jax.errors import InputError
+from train.data.packing import Kind
+from train.data.records.prepare import Preparation
+from train.data.records.record import Record
+from train.data.records.schema import BrokenRecord
+from train.data.records.shards import RecordSet, Shards
+
+Progress = Callable[[int, int], None]
+
+_CHUNK = 4096
+# Below this, starting processes takes longer than measuring.
+_SMALL = 5 * _CHUNK
+
+
+@dataclass(frozen=True, eq=False)
+class Lengths:
+    """Measures of the records of one kind of one data set, by number.
+
+    Attributes:
+      tokens: int32 [n], 0 where the record is broken.
+      text_targets: int32 [n].
+      pictures: int32 [n].
+      broken: for each broken record `number`, `id`, `reason` and `detail`.
+    """
+
+    tokens: np.ndarray
+    text_targets: np.ndarray
+    pictures: np.ndarray
+    broken: tuple[dict[str, Any], ...]
+
+
+def read_record(records: Shards, number: int, kind: Kind) -> Record:
+    """One record of a data set.
+
+    Raises:
+      BrokenRecord: it is damaged, or of another kind.
+      Exception: storage failed; the record may be sound.
+    """
+    name = records.name_of(number)
+    try:
+        record = records[number]
+    except InputError as error:
+        raise BrokenRecord(name, "record cannot be read", error.what) from error
+    except RuntimeError as error:  # of Riegeli, which has no type of its own for a wrong checksum
+        if "orrupted" in str(error):
+            raise BrokenRecord(name, "record cannot be read", str(error)) from error
+        raise
+    if record.kind != kind:
+        raise BrokenRecord(name, "record is of another kind", record.kind)
+    return record
+
+
+def load_lengths(
+    data: RecordSet,
+    kind: Kind,
+    preparation: Preparation,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Lengths:
+    """Lengths of one kind: from the file, or measured and written there.
+
+    Args:
+      data: the data set; where its directory cannot be written, every run measures again.
+      kind: which records, of those that are there.
+      preparation: how they become samples.
+      workers: processes to measure with.
+      progress: called with (records done, records in all).
+    """
+    records = data.kinds[kind]
+    content = json.dumps(data.manifest["kinds"][kind], sort_keys=True) + preparation.fingerprint()
+    name = hashlib.sha256(content.encode()).hexdigest()[:16]
+    path = data.directory / "lengths" / f"{kind}-{name}.npz"
+    found = _read(path, len(records))
+    if found is None:
+        found = _measure(records, kind, preparation, workers, progress)
+        try:
+            _write(path, found)
+        except OSError as error:
+            print(
+                f"janus-jax: {str(path.parent)!r} cannot be written ({error.strerror}): the next "
+                "run measures the records again",
+                file=sys.stderr,
+            )
+    return found
+
+
+def _measure(
+    records: Shards, kind: Kind, preparation: Preparation, workers: int, progress: Progress | None
+) -> Lengths:
+    size = len(records)
+    chunks = [range(i, min(i + _CHUNK, size)) for i in range(0, size, _CHUNK)]
+    table = np.zeros((3, size), np.int32)
+    broken: list[dict[str, Any]] = []
+
+    def take(chunk: range, result: tuple[np.ndarray, list[dict[str, Any]]]) -> None:
+        table[:, chunk.start : chunk.stop] = result[0]
+        broken.extend(result[1])
+        if progress:
+            progress(chunk.stop, size)
+
+    if workers <= 1 or size < _SMALL:
+        for chunk in chunks:
+            take(chunk, _measure_chunk(records, kind, preparation, chunk))
+    else:
+        # Spawned, not forked: the parent may have threads of JAX or gRPC.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(
+            workers, context, initializer=_begin, initargs=(records, kind, preparation)
+        ) as pool:
+            for chunk, result in zip(chunks, pool.map(_measure_in_worker, chunks), strict=True):
+                take(chunk, result)
+    return Lengths(table[0], table[1], table[2], tuple(broken))
+
+
+def _measure_chunk(
+    records: Shards, kind: Kind, preparation: Preparation, chunk: range
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    table = np.zeros((3, len(chunk)), np.int32)
+    broken: list[dict[str, Any]] = []
+    for i, number in enumerate(chunk):
+        try:
+            found = preparation.measure(read_record(records, number, kind))
+            table[:, i] = found.tokens, found.text_targets, found.pictures
+        except BrokenRecord as error:
+            facts = {"id": error.id, "reason": error.reason, "detail": error.detail[:200]}
+            broken.append({"number": number, **facts})
+    return table, broken
+
+
+# What a worker process measures with: sent once, not with every chunk.
+_worker: list[tuple[Shards, Kind, Preparation]] = []
+
+
+def _begin(records: Shards, kind: Kind, preparation: Preparation) -> None:
+    _worker[:] = [(records, kind, preparation)]
+
+
+def _measure_in_worker(chunk: range) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    records, kind, preparation = _worker[0]
+    return _measure_chunk(records, kind, preparation, chunk)
+
+
+def _read(path: Path, size: int) -> Lengths | None:
+    try:
+        with path.open("rb") as file, np.load(file) as content:
+            table, broken = content["lengths"], json.loads(content["broken"].item())
+    except Exception:  # not there, or damaged: measured again
+        return None
+    if table.shape != (3, size):
+        return None
+    return Lengths(table[0], table[1], table[2], tuple(broken))
+
+
+def _write(path: Path, found: Lengths) -> None:
+    """Under a name of its own first: other hosts may be writing the same."""
+    path.parent.mkdir(exist_ok=True)
+    table = np.stack([found.tokens, found.text_targets, found.pictures])
+    descriptor, working = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez(file, lengths=table, broken=np.array(json.dumps(found.broken)))
+        os.chmod(working, 0o644)
+        os.replace(working, path)
+    except BaseException:
+        os.unlink(working)
+        raise
