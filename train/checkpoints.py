@@ -9,7 +9,6 @@ file system nor the storage format notices every flipped bit.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import zlib
 from collections.abc import Mapping
@@ -20,12 +19,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-import tensorstore as ts
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from janus_jax.atomic import free_bytes
 from janus_jax.errors import InputError
+from train.checkpoint_files import array_storage, data_file, ignore_orphans, locate, root_cause
 from train.checksums import checksums
 from train.state import TrainState
 
@@ -82,7 +81,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._directory,
             # Lets a new process look into a step before it restores it.
-            item_handlers={"state": _arrays(), "record": ocp.JsonCheckpointHandler()},
+            item_handlers={"state": array_storage(), "record": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=2, cleanup_tmp_directories=True, create=True
             ),
@@ -184,7 +183,7 @@ class Checkpoints:
                 raise ValueError("its contents do not match their checksum")
             return Record(**found)
         except Exception as error:  # Orbax and the parsers of what it reads raise anything
-            raise self._damaged(step, f"{item / 'metadata'}: {_reason(error)}") from error
+            raise self._damaged(step, locate(item, error, item / "metadata")) from error
 
     def restore(
         self, like: TrainState, shardings: TrainState | None = None, *, fall_back: bool = False
@@ -223,7 +222,7 @@ class Checkpoints:
                 return state
         raise AssertionError(steps)
 
-    def close(self) -> None:
+    def check_finished(self) -> None:
         """Waits for the save in progress.
 
         Raises:
@@ -233,18 +232,27 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._unwritable(error) from error
+
+    def close(self) -> None:
+        """Waits for the save in progress, and ends.
+
+        Raises:
+          InputError: it failed, and nobody was told so yet.
+        """
+        try:
+            self.check_finished()
         finally:
             self._manager.close()
 
     def _restore(self, step: int, like: TrainState, shardings: TrainState | None) -> TrainState:
         want = _named(like)
+        item = self._directory / str(step) / "state"
         record = self.record(step)
         try:
             metadata = self._manager.item_metadata(step)["state"]
             found = {k: (tuple(v.shape), str(v.dtype)) for k, v in metadata.items()}
         except Exception as error:
-            path = self._directory / str(step) / "state" / "_METADATA"
-            raise self._damaged(step, f"{path}: {_reason(error)}") from error
+            raise self._damaged(step, locate(item, error, item / "_METADATA")) from error
         self._check_structure(step, found, record, want)
         home = SingleDeviceSharding(jax.devices()[0])
         places = _named(jax.tree.map(_sharding, like) if shardings is None else shardings)
@@ -254,23 +262,17 @@ class Checkpoints:
             )
             for k, v in want.items()
         }
-        item = self._directory / str(step) / "state"
         try:
             named = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(want, restore_args=how))
             )["state"]
         except Exception as error:
-            sys.unraisablehook = _without_orphans
-            reason = _reason(error)
-            if name := re.search(r'"(\.[^"/]+)/[^"]*"', reason):
-                # The storage names the array; its file is more help.
-                reason = f"{_data_file(item, name[1].replace(chr(92), ''))}: {reason}"
-            raise self._damaged(step, reason) from error
+            raise self._damaged(step, locate(item, error, item)) from error
         sums = checksums(named)
         if wrong := [k for k in want if sums[k] != record.checksums[k]]:
             raise self._damaged(
                 step,
-                f"{_data_file(item, wrong[0])}: {wrong[0]} does not match its checksum"
+                f"{data_file(item, wrong[0])}: {wrong[0]} does not match its checksum"
                 + (f", nor do {len(wrong) - 1} other arrays" if len(wrong) > 1 else ""),
             )
         return jax.tree.unflatten(jax.tree.structure(like), [named[k] for k in want])
@@ -314,14 +316,17 @@ class Checkpoints:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: Exception) -> InputError:
+        ignore_orphans()
         kept = self.latest()
         before = "there is none before it" if kept is None else f"that of step {kept} is intact"
+        place = f"a checkpoint in {self._directory}"
         return InputError(
-            f"a checkpoint in {self._directory} could not be written ({_reason(error)}); {before}",
+            f"{place} could not be written ({root_cause(error)}); {before}",
             fix="make room or mend the disk, and go on with --resume",
         )
 
     def _damaged(self, step: int, reason: str) -> InputError:
+        ignore_orphans()
         path = self._directory / str(step)
         return _DamagedStep(
             f"checkpoint {path} is damaged ({reason})",
@@ -362,57 +367,3 @@ def _described(found: tuple[Any, str] | None) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
-
-
-def _without_orphans(unraisable: Any) -> None:
-    """Keeps quiet about the other reads of a restore that failed: Orbax leaves them behind."""
-    about = f"{unraisable.object!r} {unraisable.exc_value}"
-    if "_read_array" not in about and "Event loop is closed" not in about:
-        sys.__unraisablehook__(unraisable)
-
-
-def _arrays() -> ocp.PyTreeCheckpointHandler:
-    """How arrays are stored: plain, for numbers hardly compress, and without Orbax's side files.
-
-    The side files (what the arrays were sharded like) are not needed, and damage in them could stop
-    a restore of sound arrays.
-    """
-    handler = ocp.type_handlers.ArrayHandler(
-        enable_write_sharding_file=False, array_metadata_store=None
-    )
-    return ocp.PyTreeCheckpointHandler(
-        use_ocdbt=True,
-        use_zarr3=True,
-        use_compression=False,
-        type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, handler)),
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """The system's own words where a storage library passes them on, else the first line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error)
-    if found := re.search(r": ([^:]+) \[os_error_code=", text):
-        return found[1].strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
-
-
-def _data_file(item: Path, name: str) -> Path:
-    """The file that holds an array's first chunk; the item's directory where it is not found."""
-    try:
-        store = ts.KvStore.open({"driver": "file", "path": f"{item}/"}).result()
-        versions = ts.ocdbt.dump(store).result()["versions"]
-        nodes = [versions[-1]["root"]["location"]]
-        while nodes:
-            node = nodes.pop()
-            for entry in ts.ocdbt.dump(store, node).result()["entries"]:
-                if "location" in entry:
-                    nodes.append(entry["location"])
-                elif entry["key"].startswith(f"{name}/".encode()) and b".z" not in entry["key"]:
-                    # `kind:directory:file:offset:length`; a small array lies in the node itself.
-                    _, directory, file, *_ = entry.get("indirect_value", node).split(":")
-                    return item / directory / file
-    except Exception:  # what is broken may be the index itself
-        pass
-    return item

@@ -1,0 +1,80 @@
+"""Disks that are small, full or read-only, for real."""
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Disk:
+    """A directory on a small file system of its own, where this process may mount one.
+
+    Elsewhere it is an ordinary directory: it is then "full" by a limit on the size of files, and
+    read-only by its permissions, which bind whoever may not mount.
+
+    Attributes:
+      path: the directory.
+      reason: what the system says when the disk is full.
+    """
+
+    def __init__(self, path: Path, megabytes: int):
+        self.path = path
+        path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
+        self._mounted = os.geteuid() == 0 and _succeeds(*command)
+        self.reason = "No space left on device" if self._mounted else "File too large"
+
+    def fill(self, leave: int = 0) -> None:
+        """Leaves so many bytes free."""
+        if self._mounted:
+            free = os.statvfs(self.path).f_bavail * os.statvfs(self.path).f_bsize
+            (self.path / "filler").write_bytes(b"x" * (free - leave))
+        else:
+            _limit_files(max(leave, 4096))
+
+    def clear(self) -> None:
+        """Undoes `fill`."""
+        if self._mounted:
+            (self.path / "filler").unlink(missing_ok=True)
+        else:
+            _limit_files(None)
+
+    def set_writable(self, writable: bool) -> None:
+        """Makes everything on it read-only, or writable again."""
+        if self._mounted:
+            how = "remount,rw" if writable else "remount,ro"
+            assert _succeeds("mount", "-o", how, str(self.path))
+        else:
+            for folder, _, _ in os.walk(self.path):
+                os.chmod(folder, 0o755 if writable else 0o555)
+
+    def close(self) -> None:
+        """Takes it away."""
+        self.clear()
+        if self._mounted:
+            assert _succeeds("umount", "-l", str(self.path))
+        else:
+            self.set_writable(True)
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, megabytes: int) -> Iterator[Disk]:
+    """A disk of so many megabytes at a new path."""
+    disk = Disk(path, megabytes)
+    try:
+        yield disk
+    finally:
+        disk.close()
+
+
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _limit_files(size: int | None) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write fails with EFBIG instead
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))

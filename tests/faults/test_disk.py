@@ -1,0 +1,78 @@
+"""Disks that are full or read-only: found before the first step, or with the step before intact."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.errors import InputError
+from tests.faults.disks import small_disk
+from train import checkpoints as module
+from train.checkpoints import Checkpoints
+from train.state import TrainState
+
+MEGABYTE = 2**20
+
+
+@pytest.fixture
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", 16) as disk:
+        yield disk
+
+
+def state(value: float) -> Any:
+    """Two megabytes."""
+    weights: Any = {"w": jnp.full((MEGABYTE // 4,), value)}
+    return TrainState(jnp.int32(1), weights, weights, ())
+
+
+def assert_newest(directory: Path, step: int) -> None:
+    checkpoints = Checkpoints(directory)
+    assert checkpoints.latest() == step
+    restored: Any = checkpoints.restore(jax.eval_shape(lambda: state(0)))
+    np.testing.assert_array_equal(restored.trainable["w"], np.full(MEGABYTE // 4, float(step)))
+    checkpoints.close()
+
+
+def test_a_full_disk_in_the_midst_of_a_save_leaves_the_step_before(disk, monkeypatch):
+    """Somebody else fills the disk after the check: the write itself fails."""
+    checkpoints = Checkpoints(disk.path / "checkpoints")
+    checkpoints.save(2, state(2))
+    checkpoints.check_finished()
+    monkeypatch.setattr(module, "ROOM", 0)
+    disk.fill(leave=MEGABYTE)
+    with pytest.raises(InputError) as error:
+        checkpoints.save(4, state(4))
+        checkpoints.check_finished()
+    assert disk.reason in str(error.value) and "that of step 2 is intact" in str(error.value)
+    assert "--resume" in error.value.fix
+    checkpoints.close()
+    assert_newest(disk.path / "checkpoints", 2)
+    # With room again the run goes on, and what the failed save left is cleaned up.
+    disk.clear()
+    checkpoints = Checkpoints(disk.path / "checkpoints")
+    checkpoints.save(4, state(4))
+    checkpoints.close()
+    assert sorted(p.name for p in (disk.path / "checkpoints").iterdir()) == ["2", "4"]
+    assert_newest(disk.path / "checkpoints", 4)
+
+
+def test_a_disk_without_room_is_found_before_a_save(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(2, state(2))
+    checkpoints.check_finished()
+    needed = int(1.2 * (2 * MEGABYTE + 4))
+    for free, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(module, "free_bytes", lambda path, free=free: free)
+        if fits:
+            checkpoints.check_room(state(4))
+            continue
+        with pytest.raises(InputError) as error:
+            checkpoints.save(4, state(4))
+        assert "takes up to 2.52 MB; its disk has 2.52 MB free" in str(error.value)
+        assert "the checkpoint of step 2 is intact" in str(error.value)
+    checkpoints.close()
+    assert_newest(tmp_path / "checkpoints", 2)
