@@ -86,7 +86,10 @@ class _Steps(Sequence[int]):
 
 def _in_processes(make: Callable[[int], Any], start: int, stop: int, workers: int) -> Iterator[Any]:
     import grain.python as grain
+    from absl import flags
 
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain asks for its own, which have their defaults here
     steps = grain.MapDataset.source(_Steps(start, stop)).map(make)
     # One batch is being made and one is waiting in each worker: memory for two batches each.
     ahead = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
@@ -167,8 +170,8 @@ def _watched(made: Iterator[Any], start: int, timeout: float) -> Iterator[Any]:
 def _explained(error: BaseException, step: int) -> BaseException:
     if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
         failed = WorkerFailed(
-            f"a loader worker died while it made the batch of step {step} ({error}); out of "
-            "memory? fewer --data-workers need less; the run can be resumed"
+            f"a loader worker died before the batch of step {step} was there ({error}); if memory "
+            "was short, fewer --data-workers need less; the run can be resumed"
         )
         failed.__cause__ = error
         return failed

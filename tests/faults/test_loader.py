@@ -1,0 +1,91 @@
+"""Loader workers that are killed, hang or outlive their run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from train.data.prefetch import WorkerFailed, prefetch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def die(step: int) -> int:
+    if step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step
+
+
+def hang(step: int) -> int:
+    if step == 3:
+        time.sleep(10_000)
+    return step
+
+
+def test_loader_worker_killed_is_reported_and_ends_the_run():
+    batches = prefetch(die, 0, 8, workers=2)
+    taken = []
+    with pytest.raises(WorkerFailed, match=r"a loader worker died .* step [0-3] .*exit code -9"):
+        for step in batches:
+            taken.append(step)
+    # What it had made but not yet handed over is lost with it.
+    assert taken == [0, 1, 2][: len(taken)]
+
+
+def test_loader_worker_that_hangs_is_reported_and_ends_the_run():
+    batches = prefetch(hang, 0, 8, workers=2, timeout=10)
+    assert [next(batches) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(WorkerFailed, match=r"no batch for step 3 within 10 s"):
+        next(batches)
+
+
+RUN = """
+import os, time
+from train.data.prefetch import prefetch
+def read(step):
+    return os.getpid()
+if __name__ == "__main__":
+    for worker in prefetch(read, 0, 10**9, workers=1):
+        print(worker, flush=True)
+        time.sleep(0.05)
+"""
+
+
+def alive(process: int) -> bool:
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_loader_workers_end_with_their_run_however_it_ends(tmp_path: Path, number: signal.Signals):
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(
+        [sys.executable, str(script)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert run.stdout is not None
+    worker = int(run.stdout.readline())
+    assert worker != run.pid and alive(worker)
+    # A signal of the cluster reaches the workers too, and must not take them from a run that saves.
+    os.kill(worker, signal.SIGTERM)
+    for _ in range(5):
+        assert int(run.stdout.readline()) == worker
+    run.send_signal(number)
+    run.wait(timeout=60)
+    run.stdout.close()
+    deadline = time.monotonic() + 30
+    while alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(worker)
