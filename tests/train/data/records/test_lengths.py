@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from janus_jax.errors import InputError
 from tests.train.data.records.sets import (
     PREPARATION,
     PROCESSOR,
@@ -96,3 +97,18 @@ def test_processes_measure_the_same(folder: Path, monkeypatch: pytest.MonkeyPatc
     )
     np.testing.assert_array_equal(found.tokens, alone.tokens)
     assert path.read_bytes() == whole and seen == [(3, 4), (4, 4)]
+
+
+def test_a_flipped_bit_costs_one_record_and_a_damaged_file_is_named(folder: Path):
+    (shard, *_) = sorted((folder / "text").iterdir())
+    content = bytearray(shard.read_bytes())
+    place = content.index(b"what is 0?")
+    content[place] ^= 1
+    shard.write_bytes(content)
+    found = load_lengths(open_records(folder), "text", PREPARATION)
+    assert (found.tokens == 0).tolist() == [True, False, False, False]
+    assert [b["reason"] for b in found.broken] == ["record cannot be read"]
+    assert found.broken[0]["id"].endswith("text[0]")
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=rf"shard '{shard}' cannot be opened"):
+        open_records(folder)
