@@ -77,6 +77,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path):
+        ignore_orphans()
         self._directory = directory.absolute()
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -316,7 +317,6 @@ class Checkpoints:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: Exception) -> InputError:
-        ignore_orphans()
         kept = self.latest()
         before = "there is none before it" if kept is None else f"that of step {kept} is intact"
         place = f"a checkpoint in {self._directory}"
@@ -326,7 +326,6 @@ class Checkpoints:
         )
 
     def _damaged(self, step: int, reason: str) -> InputError:
-        ignore_orphans()
         path = self._directory / str(step)
         return _DamagedStep(
             f"checkpoint {path} is damaged ({reason})",

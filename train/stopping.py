@@ -14,12 +14,17 @@ EXIT_PREEMPTED = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Stopped(Exception):
+    """Raised by a signal inside `Stop.interruptible`."""
+
+
 class Stop:
     """What the training loop and the signals tell one another."""
 
     def __init__(self):
         self._event = threading.Event()
         self._unsaved = False
+        self._interruptible = False
 
     @property
     def requested(self) -> bool:
@@ -30,6 +35,24 @@ class Stop:
         """Asks the loop to stop after the step it is in."""
         self._event.set()
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """What is inside is given up for a signal: a wait for data or an evaluation may take long.
+
+        Only for what leaves the state of the run whole at any moment.
+
+        Raises:
+          Stopped: a signal has come, before or inside. It ends Python code at once, and a call into
+            a library when that returns.
+        """
+        try:
+            self._interruptible = True
+            if self.requested:
+                raise Stopped
+            yield
+        finally:
+            self._interruptible = False
+
     def has_unsaved_steps(self) -> None:
         """Says that steps were made that only a checkpoint can keep.
 
@@ -39,7 +62,15 @@ class Stop:
         """
         self._unsaved = True
 
+    def _handle(self, number: int, frame: object) -> None:
+        """Runs in the main thread, between two of Python's instructions."""
+        self.request()
+        if self._interruptible:
+            self._interruptible = False
+            raise Stopped
+
     def _on_signal(self, number: int, count: int) -> None:
+        """Runs in a thread of its own, at once."""
         if count > 1:
             # Whoever asks twice wants out now. Checkpoints appear by renaming, so nothing half
             # written becomes visible.
@@ -74,7 +105,7 @@ def stop_on_signal() -> Iterator[Stop]:
         os.close(reader)
 
     threading.Thread(target=watch, name="stop-signals", daemon=True).start()
-    handlers = {n: signal.signal(n, lambda number, frame: stop.request()) for n in _SIGNALS}
+    handlers = {n: signal.signal(n, stop._handle) for n in _SIGNALS}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield stop

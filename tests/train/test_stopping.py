@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from train.stopping import stop_on_signal
+from train.stopping import Stop, Stopped, stop_on_signal
 
 # What the process prints says when it is ready; `wait` sleeps without returning to the loop.
 PROGRAM = """
@@ -22,7 +22,11 @@ FOR_EVER = "threading.Thread(target=lambda: None).start(); time.sleep(60)"
 
 
 def signalled(before: str, body: str, *signals: signal.Signals) -> tuple[int, str]:
-    program = PROGRAM.format(before=before, body=body)
+    status, err, _ = run_signalled(PROGRAM.format(before=before, body=body), *signals)
+    return status, err
+
+
+def run_signalled(program: str, *signals: signal.Signals) -> tuple[int, str, str]:
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
@@ -33,8 +37,8 @@ def signalled(before: str, body: str, *signals: signal.Signals) -> tuple[int, st
     assert process.stdout.readline() == "ready\n"
     for number in signals:
         process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    return process.returncode, err
+    out, err = process.communicate(timeout=30)
+    return process.returncode, err, out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -52,6 +56,35 @@ def test_a_signal_during_the_steps_is_seen_by_the_loop():
 def test_a_second_signal_ends_a_run_that_hangs():
     status, _ = signalled("stop.has_unsaved_steps()", FOR_EVER, signal.SIGTERM, signal.SIGINT)
     assert status in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+INTERRUPTED = """
+    import queue
+    from train.stopping import Stopped
+    try:
+        with stop.interruptible():
+            {inside}
+    except Stopped:
+        print("saved", stop.requested)
+        sys.exit(75)"""
+
+
+@pytest.mark.parametrize(
+    "inside", ["time.sleep(60)", "queue.Queue().get()", "queue.Queue().get(timeout=60)"]
+)
+def test_a_wait_is_given_up_for_a_signal(inside):
+    body = INTERRUPTED.format(inside=f'print("ready", flush=True); {inside}')
+    program = PROGRAM.format(before="stop.has_unsaved_steps()", body=body)
+    program = program.replace('    print("ready", flush=True)\n', "", 1)
+    status, _, out = run_signalled(program, signal.SIGTERM)
+    assert (status, out) == (75, "saved True\n")
+
+
+def test_a_signal_before_a_wait_is_not_slept_over():
+    stop = Stop()
+    stop.request()
+    with pytest.raises(Stopped), stop.interruptible():
+        raise AssertionError("this must not be reached")
 
 
 def test_handlers_are_put_back():
