@@ -108,6 +108,7 @@ def restore_params(
     shardings: Any = None,
     *,
     manifest: dict[str, Any] | None = None,
+    partial: bool = False,
 ) -> Params:
     """Reads what `save_params` wrote.
 
@@ -119,6 +120,7 @@ def restore_params(
         everything goes to the default device. The mesh need not be the one it was saved from.
       manifest: tensors as `save_params` returned them, to check the bytes against; only without
         `shardings`.
+      partial: the directory may hold other parameters too; they are not read.
 
     Returns:
       Parameters like `abstract_params`.
@@ -132,7 +134,8 @@ def restore_params(
         raise InputError(f"parameters {str(source)!r} do not exist", fix="check the path")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         saved = _metadata(checkpointer, source)
-        check_structure(source, {k: tuple(v.shape) for k, v in saved.items()}, wanted)
+        there = {k: tuple(v.shape) for k, v in saved.items() if not partial or k in wanted}
+        check_structure(source, there, wanted)
         targets = None if shardings is None else flat_params(shardings)
         how = {
             key: ocp.RestoreArgs(restore_type=np.ndarray)
@@ -145,7 +148,9 @@ def restore_params(
         try:
             restored = checkpointer.restore(
                 source,
-                args=ocp.args.PyTreeRestore(nested(wanted), restore_args=nested(how)),
+                args=ocp.args.PyTreeRestore(
+                    nested(wanted), restore_args=nested(how), partial_restore=partial
+                ),
             )
         except Exception as error:
             raise _damaged(source, error) from error

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from janus_jax.errors import InputError
+from train.data.packing import Kind
 
 # Children of `JanusModel`; a preset's `trainable` and `init` speak of them.
 PARTS = ("vision", "aligner", "gen_embed", "gen_aligner", "image_head", "llm", "vq")
 
 Objective = Literal["vq", "contrastive", "janus"]
+Remat = Literal["none", "full", "qkv", "context", "minimal"]
 
 # What each objective's module is made of, and what of it can train: image tokens are made by the
 # tokenizer before training starts, so the stages cannot change it (report, section 2.2).
@@ -102,6 +104,15 @@ class TrainConfig:
         picture from its first codes instead of its prompt (docs/LOG.md).
       text_loss_weight: weight of a text token beside an image token in the mean loss.
       shift_pixels: pictures read by the encoders are shifted at random by up to so many pixels.
+      length: slots of a packed row (4096 in the published recipe; objective `janus`).
+      rows: packed rows a step; 0: as many as `batch_size` samples need.
+      accumulate: micro-steps that a step is made in, for less memory and the same result.
+      mesh: sizes of the mesh axes data, fsdp, tensor and sequence, such as `fsdp=4,tensor=2`; `all`
+        for one of them takes the devices that the others leave.
+      compute_dtype: what products are made in; parameters and optimizer state are float32.
+      remat: activations of a layer that the backward pass keeps instead of making them again: all
+        (`none`), or see `train.scanned.SAVED`.
+      loss_chunk: targets of each device whose logits exist at the same time.
       seed: seed of weights, data order and augmentation.
       log_every: steps between two lines of metrics.
       preview_every: steps between two sample pictures; 0 for none.
@@ -124,6 +135,13 @@ class TrainConfig:
     code_noise: float = 0.0
     text_loss_weight: float = 1.0
     shift_pixels: int = 0
+    length: int = 4096
+    rows: int = 0
+    accumulate: int = 1
+    mesh: str = "fsdp=1"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    loss_chunk: int = 1024
     seed: int = 0
     log_every: int = 20
     preview_every: int = 1000
@@ -143,6 +161,7 @@ class TrainConfig:
             )
         least = dict(steps=1, batch_size=1, log_every=1, checkpoint_every=1)
         least |= dict(preview_every=0, shift_pixels=0, seed=0, text_loss_weight=0)
+        least |= dict(length=1, rows=0, accumulate=1, loss_chunk=1)
         for name, low in least.items():
             _check(name, getattr(self, name), getattr(self, name) >= low, f"at least {low}")
         for name in ("chinese", "question_share", "caption_drop", "code_noise"):
@@ -153,6 +172,8 @@ class TrainConfig:
         for name in ("warmup_steps", "weight_decay"):
             value = getattr(self.optimizer, name)
             _check(f"optimizer.{name}", value, 0 <= value < float("inf"), "at least 0")
+        if self.objective != "janus" and self.accumulate > 1:
+            raise InputError(f"--accumulate {self.accumulate}", f"1 (objective {self.objective})")
         self.initial_runs()
         if self.objective == "janus":
             self.samples()
@@ -174,13 +195,13 @@ class TrainConfig:
             runs[part] = run
         return runs
 
-    def samples(self) -> dict[str, int]:
+    def samples(self) -> dict[Kind, int]:
         """Samples of each kind in a step: exactly the ratio of `mixture`.
 
         Raises:
           InputError: `batch_size` is not a multiple of the sum of the mixture.
         """
-        parts = {
+        parts: dict[Kind, int] = {
             "understanding": self.mixture.understanding,
             "text": self.mixture.text,
             "generation": self.mixture.generation,

@@ -11,28 +11,59 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from janus_jax.errors import InputError
-from janus_jax.functional import abstract, flat_params
-from janus_jax.locate import is_model
-from janus_jax.params_io import restore_params, save_params
+from janus_jax.functional import flat_params
+from janus_jax.params_io import save_params
 from train import rundir
 from train.checkpoints import Checkpoints
 from train.config import PARTS, TrainConfig
-from train.data.pipeline import Batches, stream
+from train.data.pipeline import stream
 from train.export import export_model
+from train.init import initial_parts
+from train.mesh import training_mesh
 from train.metrics import MetricsLog
 from train.optim import make_optimizer
 from train.previews import save_preview
-from train.state import TrainState, abstract_state, create_state
-from train.step import make_step
+from train.state import (
+    TrainState,
+    abstract_state,
+    create_params,
+    first_state,
+    state_shardings,
+)
+from train.step import make_step, quotients
 from train.stopping import EXIT_PREEMPTED, Stop, stop_on_signal
 from train.task import Task, make_task
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step of a run to its last.
+
+    Attributes:
+      config: the resolved preset.
+      directory: the run directory.
+      mesh: the devices.
+      task: what is done.
+      tokenizer: parameters of the image tokenizer, where the run has one: it is never trained by a
+        stage, so it is no part of the state.
+      shardings: of the state.
+    """
+
+    config: TrainConfig
+    directory: Path
+    mesh: Mesh
+    task: Task
+    tokenizer: nnx.State | None
+    shardings: TrainState
 
 
 def run(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool) -> int:
@@ -49,7 +80,7 @@ def run(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool) ->
 
     Raises:
       InputError: the directory holds a run and neither flag is given, or one of another config, or
-        is in use; or an initial part is missing.
+        is in use; or an initial part is missing, or the mesh does not fit.
     """
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other", "one of them")
@@ -58,71 +89,71 @@ def run(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool) ->
         if rundir.is_finished(run_dir):
             print(f"{config.name}: already done, in {run_dir}", file=sys.stderr)
             return 0
-        task = make_task(config)
         with stop_on_signal() as stop:
             # Leaving the block waits for the last save.
             with closing(Checkpoints(run_dir / "checkpoints")) as checkpoints:
-                graphdef, state = start(config, task, checkpoints, run_dir)
-                state = train(config, task, graphdef, state, checkpoints, run_dir, stop)
+                this, state = start(config, run_dir, checkpoints)
+                state = train(this, state, checkpoints, stop)
             done = int(state.step)
             if done < config.steps:
                 print(f"{config.name}: stopped and saved at step {done}", file=sys.stderr)
                 return EXIT_PREEMPTED
-            finish(state, task, config, run_dir)
+            finish(this, state)
             # Too late to stop this run, in time for those that a recipe makes after it.
             return EXIT_PREEMPTED if stop.requested else 0
 
 
-def start(
-    config: TrainConfig, task: Task, checkpoints: Checkpoints, run_dir: Path
-) -> tuple[Any, TrainState]:
+def start(config: TrainConfig, run_dir: Path, checkpoints: Checkpoints) -> tuple[Run, TrainState]:
     """The state that training goes on from: the newest checkpoint, or a fresh one.
 
-    Returns:
-      The module's static graph and the state.
-
     Raises:
-      InputError: an initial part is missing, or the checkpoint does not fit.
+      InputError: an initial part is missing, the mesh does not fit, or the checkpoint does not.
     """
+    mesh = training_mesh(config.mesh)
+    task = make_task(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps)
     parts = trained_children(config)
-    if checkpoints.latest() is None:
-        # Before the weights are made, so that a missing run is reported at once.
-        loaded = initial_parts(task, config, run_dir)
-        graphdef, state = create_state(task.build, parts, optimizer, config.seed)
-        for part, values in loaded.items():
-            nnx.update((state.trainable if part in parts else state.frozen)[part], values)
-        return graphdef, state
-    graphdef, like = abstract_state(task.build, parts, optimizer)
-    state = checkpoints.restore(like)
+    like = abstract_state(task.abstract, parts, optimizer)
+    shardings = state_shardings(like, mesh)
+    latest = checkpoints.latest()
+    # Before the weights are made, so that a missing run is reported at once.
+    wanted = set(config.initial_runs()) if latest is None else {"vq"}
+    given = initial_parts(config, run_dir, task.config, mesh, wanted)
+    tokenizer = given.pop("vq", None) if "vq" not in task.abstract else None
+    this = Run(config, run_dir, mesh, task, tokenizer, shardings)
+    if latest is None:
+        params = create_params(
+            task.init, config.seed, task.from_layers(nnx.State(given)), shardings.params
+        )
+        return this, first_state(params, parts, optimizer, shardings)
+    state = checkpoints.restore(like, shardings)
     print(f"{config.name}: resumed at step {int(state.step)}", file=sys.stderr)
-    return graphdef, state
+    return this, state
 
 
-def train(
-    config: TrainConfig,
-    task: Task,
-    graphdef: Any,
-    state: TrainState,
-    checkpoints: Checkpoints,
-    run_dir: Path,
-    stop: Stop,
-) -> TrainState:
+def train(run: Run, state: TrainState, checkpoints: Checkpoints, stop: Stop) -> TrainState:
     """Steps until the last one or until `stop` is requested; what it returns has been saved."""
-    first = int(state.step)
-    batches = task.batches(nnx.merge(graphdef, state.params), "train")
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    step_fn = make_step(graphdef, task.loss, optimizer, config.seed)
-    preview = None
-    if config.preview_every:
-        preview = make_preview(task, graphdef, state, run_dir)
-    metrics_path = run_dir / "metrics.jsonl"
+    config, task, first = run.config, run.task, int(state.step)
+    feed = task.feed(run.tokenizer, "train")
+    step_fn = make_step(
+        task.graphdef,
+        task.loss,
+        make_optimizer(config.optimizer, config.steps),
+        config.seed,
+        shardings=run.shardings,
+        accumulate=config.accumulate,
+        compute_dtype=config.compute_dtype,
+    )
+    preview = make_preview(run) if config.preview_every else None
+    metrics_path = run.directory / "metrics.jsonl"
     with closing(
         MetricsLog(metrics_path, steps=config.steps, start=first, title=config.name)
     ) as log:
-        for done, batch in enumerate(stream(batches, first, config.steps), first + 1):
-            # The old state's memory is gone after this line; nothing else may hold its arrays.
-            state, values = step_fn(state, batch)
+        for done, read in enumerate(stream(feed.read, first, config.steps), first + 1):
+            batch = feed.place(read)
+            with jax.set_mesh(run.mesh):
+                # The old state's memory is gone after this line; nothing else may hold its arrays.
+                state, values = step_fn(state, batch)
             stop.has_unsaved_steps()
             last = done == config.steps
             if done % config.log_every == 0 or last:
@@ -141,34 +172,38 @@ def train(
     return state
 
 
-def make_preview(
-    task: Task, graphdef: Any, state: TrainState, run_dir: Path
-) -> Callable[[int, TrainState], dict[str, float]]:
+def make_preview(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
     """What is done every `preview_every` steps: sample pictures, and the loss on held-out data.
-
-    Args:
-      task: the task.
-      graphdef: static graph of the module.
-      state: the initial state (held-out pictures are encoded once, by its tokenizer, too).
-      run_dir: pictures go to its `previews/`.
 
     Returns:
       `preview(step, state) -> record` for the metrics file.
     """
-    heldout: dict[str, Batches] = task.batches(nnx.merge(graphdef, state.params), "heldout")
-    batch = {kind: batches(0) for kind, batches in heldout.items()}
+    task = run.task
+    feed = task.feed(run.tokenizer, "heldout")
+    batch = feed.place(feed.read(0))
 
     @jax.jit
     def measure(params: nnx.State, batch: Any) -> dict[str, jax.Array]:
-        return task.loss(nnx.merge(graphdef, params), batch, jax.random.key(0))[1]
+        return quotients(task.loss(nnx.merge(task.graphdef, params), batch, jax.random.key(0)))
 
     def preview(step: int, state: TrainState) -> dict[str, float]:
-        values = jax.device_get(measure(state.params, batch))
-        module = nnx.merge(graphdef, state.params)
-        save_preview(module, task, run_dir / "previews" / f"{step:07d}.png")
-        return {"step": step} | {f"heldout_{k}": float(v) for k, v in values.items()}
+        with jax.set_mesh(run.mesh):
+            values = jax.device_get(measure(state.params, batch))
+        path = run.directory / "previews" / f"{step:07d}.png"
+        save_preview(whole_params(run, state), task.config, path)
+        losses = {k: float(v) for k, v in values.items() if k.endswith("_loss")}
+        return {"step": step} | {f"heldout_{k}": v for k, v in losses.items()}
 
     return preview
+
+
+def whole_params(run: Run, state: TrainState) -> nnx.State:
+    """The parameters of a state as they are on disk, the tokenizer's among them."""
+    params = run.task.to_layers(state.params)
+    if run.tokenizer is None:
+        return params
+    tokenizer = jax.device_put(run.tokenizer, run.shardings.step)
+    return nnx.State({**params, "vq": tokenizer})
 
 
 def trained_children(config: TrainConfig) -> tuple[str, ...]:
@@ -179,68 +214,20 @@ def trained_children(config: TrainConfig) -> tuple[str, ...]:
     return (*config.trainable, "text_tower")
 
 
-def initial_parts(task: Task, config: TrainConfig, run_dir: Path) -> dict[str, nnx.State]:
-    """Parts that come from earlier runs, or from model directories.
-
-    Args:
-      task: the task.
-      config: the preset; its `init` says `part=run`.
-      run_dir: this run's directory; runs are looked for beside it.
-
-    Returns:
-      For each part its parameters.
-
-    Raises:
-      InputError: a run without a result, or without that part.
-    """
-    # One restore for each run, whatever the number of its parts used.
-    sources: dict[str, list[str]] = {}
-    for part, name in config.initial_runs().items():
-        sources.setdefault(name, []).append(part)
-    loaded: dict[str, nnx.State] = {}
-    for name, parts in sources.items():
-        directory = run_dir.parent / name
-        have: list[str]
-        if is_model(directory):
-            have = list(PARTS)
-        elif rundir.is_finished(directory):
-            have = rundir.read_json(directory / "done").get("parts", [])
-        else:
-            raise InputError(
-                f"--init {parts[0]}={name}: {directory} holds no finished run and no model",
-                fix=f"train {name} first, or name another run or a model directory",
-            )
-        missing = sorted(set(parts) - set(have))
-        if missing:
-            raise InputError(f"--init {missing[0]}={name}: that run has only {', '.join(have)}")
-        found = restore_params(directory / "params", abstract_parts(task, have))
-        loaded |= {part: found[part] for part in parts}
-    return loaded
-
-
-def abstract_parts(task: Task, parts: list[str]) -> nnx.State:
-    """Shapes of some children of the model."""
-    whole = abstract(task.config)[1]
-    return nnx.State({part: whole[part] for part in parts})
-
-
-def finish(state: TrainState, task: Task, config: TrainConfig, run_dir: Path) -> None:
+def finish(run: Run, state: TrainState) -> None:
     """Writes the run's result: its parts, and a model directory when no part is missing.
 
-    Args:
-      state: the last state.
-      task: the task.
-      config: the preset.
-      run_dir: gets `params/`, perhaps `model/`, and `done` last.
+    `done` is written last.
 
     Raises:
       InputError: something cannot be written.
     """
-    trained = {*config.trainable, *config.initial_runs()}
-    params = nnx.State({part: state.params[part] for part in PARTS if part in trained})
+    config, run_dir = run.config, run.directory
+    trained, whole = {*config.trainable, *config.initial_runs()}, whole_params(run, state)
+    params = nnx.State({part: whole[part] for part in PARTS if part in trained})
     save_params(run_dir / "params", params)
     if trained == set(PARTS):
-        export_model(params, task.config, run_dir / "model", run=config.name)
+        export_model(params, run.task.config, run_dir / "model", run=config.name)
     rundir.write_json(
         run_dir / "done",
         {"parts": list(params), "parameters": len(flat_params(params)), "steps": config.steps},

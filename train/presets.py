@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from train.config import Mixture, OptimizerConfig, TrainConfig, VQLossConfig
 
+# Four samples of an emoji with its name.
+EMOJI_LENGTH = 256
+
 ADAPTORS = ("aligner", "gen_aligner", "image_head", "gen_embed")
 
 EMOJI_VQ = TrainConfig(
@@ -41,6 +44,7 @@ EMOJI_LLM = TrainConfig(
     name="emoji-llm",
     model="emoji",
     objective="janus",
+    length=EMOJI_LENGTH,
     trainable=("llm",),
     steps=800,
     batch_size=64,
@@ -54,6 +58,7 @@ EMOJI_STAGE1 = TrainConfig(
     name="emoji-stage1",
     model="emoji",
     objective="janus",
+    length=EMOJI_LENGTH,
     trainable=ADAPTORS,
     init=("vq=emoji-vq", "vision=emoji-siglip", "llm=emoji-llm"),
     steps=400,
@@ -67,6 +72,7 @@ EMOJI_STAGE2 = TrainConfig(
     name="emoji-stage2",
     model="emoji",
     objective="janus",
+    length=EMOJI_LENGTH,
     trainable=(*ADAPTORS, "llm"),
     init=(
         *(f"{part}=emoji-stage1" for part in ADAPTORS),
@@ -89,6 +95,7 @@ EMOJI_STAGE3 = TrainConfig(
     name="emoji-stage3",
     model="emoji",
     objective="janus",
+    length=EMOJI_LENGTH,
     trainable=(*ADAPTORS, "llm", "vision"),
     init=(*(f"{part}=emoji-stage2" for part in (*ADAPTORS, "llm", "vision", "vq")),),
     steps=8000,

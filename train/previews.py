@@ -13,14 +13,16 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from janus_jax import functional
 from janus_jax.config import JanusConfig
 from janus_jax.generate.image import decode_codes, generate_codes
 from janus_jax.generate.sampling import Sampling
+from janus_jax.models.janus import JanusModel
+from janus_jax.nn.layers import ShapesOnly
 from janus_jax.processing.image import to_uint8
 from janus_jax.processing.settings import EMOJI_PROCESSOR
-from train.data.emoji import Emoji, load_emoji, load_pictures
+from train.data.emoji import load_emoji, load_pictures
 from train.data.samples import emoji_tokenizer
-from train.task import Task
 
 COUNT = 16
 GUIDANCE = 5.0
@@ -48,42 +50,38 @@ def grid(rows: Sequence[np.ndarray], *, scale: int = 2, margin: int = 2) -> Imag
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def save_preview(model: Any, task: Task, path: Path) -> None:
+def save_preview(params: nnx.State, config: JanusConfig, path: Path) -> None:
     """Draws what the model can do now: true pictures above, the model's below.
 
     A tokenizer shows reconstructions; a whole model draws the names. The first row pair is of the
-    training split, the second held out: always the same ones, never chosen ones. SigLIP alone has
-    nothing to show.
+    training split, the second held out: always the same ones, never chosen ones. What has no
+    tokenizer has nothing to show.
 
     Args:
-      model: the module in training.
-      task: what it is trained for.
+      params: the parameters there are, as they are on disk.
+      config: the architecture.
       path: the PNG to write; its directory is made.
     """
-    if not hasattr(model, "vq"):
+    if "vq" not in params:
         return
     # Every 13th, so that the sheet is not sixteen tones of one hand.
     splits = [
         [e for e in load_emoji() if e.split == split][::13][:COUNT]
         for split in ("train", "heldout")
     ]
-    pictures = [load_pictures(records, task.config.image_size) for records in splits]
-    if hasattr(model, "llm"):
-        drawn = draw(model, task.config, [e.name for records in splits for e in records])
+    pictures = [load_pictures(records, config.image_size) for records in splits]
+    if "llm" in params:
+        drawn = draw(params, config, [e.name for records in splits for e in records])
     else:
-        drawn = reconstruct(model.vq, np.concatenate(pictures))
+        drawn = reconstruct(params["vq"], config, np.concatenate(pictures))
     cut = len(splits[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     grid([pictures[0], drawn[:cut], pictures[1], drawn[cut:]]).save(path)
 
 
-def _of_split(split: str) -> list[Emoji]:
-    return [e for e in load_emoji() if e.split == split]
-
-
-def reconstruct(vq: nnx.Module, pictures: np.ndarray) -> np.ndarray:
+def reconstruct(params: nnx.State, config: JanusConfig, pictures: np.ndarray) -> np.ndarray:
     """Pictures after the tokenizer: uint8 [N, S, S, 3] -> the same."""
-    graphdef, params = nnx.split(vq)
+    graphdef = nnx.graphdef(JanusModel(config, ShapesOnly()).vq)
     pixels = jnp.asarray(pictures, jnp.float32) / 127.5 - 1.0
     return to_uint8(np.asarray(_reconstruct(graphdef, params, pixels)))
 
@@ -94,18 +92,18 @@ def _reconstruct(graphdef: Any, params: Any, pixels: jax.Array) -> jax.Array:
     return tokenizer.decode(tokenizer.encode(pixels))
 
 
-def draw(model: nnx.Module, config: JanusConfig, names: Sequence[str]) -> np.ndarray:
+def draw(params: nnx.State, config: JanusConfig, names: Sequence[str]) -> np.ndarray:
     """Pictures of names, guided as `janus-jax generate` guides, always with the same seed.
 
     Args:
-      model: the whole model.
+      params: of the whole model.
       config: its architecture.
       names: N names.
 
     Returns:
       uint8 [N, S, S, 3].
     """
-    graphdef, params = nnx.split(model)
+    graphdef = functional.abstract(config)[0]
     codes = generate_codes(
         graphdef,
         params,

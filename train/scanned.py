@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,7 @@ from janus_jax.models.llama import Layer
 from janus_jax.nn.layers import gelu
 from janus_jax.nn.segments import Kernel, segment_attention
 from janus_jax.sharding import constrain
-
-Remat = Literal["none", "full", "qkv", "context", "minimal"]
+from train.config import Remat
 
 # Activations of a decoder layer that the backward pass finds instead of making them again.
 SAVED: dict[Remat, tuple[str, ...]] = {
@@ -64,7 +63,8 @@ class ScannedJanus(JanusModel):
         )
         super().__init__(one, rngs, dtype=dtype)
         del self.vq
-        self.kernel, self.remat = kernel, remat
+        self.kernel: Kernel = kernel
+        self.remat: Remat = remat
 
     def encode_image(self, pixels: jax.Array, taps: Any = None) -> jax.Array:
         """Normalised pictures [N, S, S, 3] -> features [N, P, D]; `taps` is not filled."""

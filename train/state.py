@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,6 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from janus_jax.nn.layers import ShapesOnly
 from janus_jax.sharding import DEFAULT_RULES, Rules, param_shardings
 
 
@@ -46,35 +44,21 @@ def is_trainable(parts: tuple[str, ...]) -> Callable[[Any, Any], bool]:
 
 
 def abstract_state(
-    build: Callable[[nnx.Rngs], nnx.Module],
-    parts: tuple[str, ...],
-    optimizer: optax.GradientTransformation,
-) -> tuple[Any, TrainState]:
+    params: nnx.State, parts: tuple[str, ...], optimizer: optax.GradientTransformation
+) -> TrainState:
     """What a state is made of, without making it; a checkpoint is restored into it.
 
     Args:
-      build: makes the module from its initialisation keys.
-      parts: names of the module's children that train.
+      params: all parameters, as shapes.
+      parts: names of the children that train.
       optimizer: the optimizer.
 
     Returns:
-      The module's static graph, and the state with `jax.ShapeDtypeStruct` leaves.
+      The state with `jax.ShapeDtypeStruct` leaves.
     """
-    graphdef, trainable, frozen = nnx.split(build(ShapesOnly()), is_trainable(parts), ...)
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    opt_state = jax.eval_shape(optimizer.init, trainable)
-    return graphdef, TrainState(step, trainable, frozen, opt_state)
-
-
-def split_state(
-    params: nnx.State, parts: tuple[str, ...], optimizer: optax.GradientTransformation
-) -> TrainState:
-    """The state of the first step from parameters, abstract or not."""
     trainable, frozen = nnx.split_state(params, is_trainable(parts), ...)
-    abstract = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32) if abstract else jnp.zeros((), jnp.int32)
-    init = functools.partial(jax.eval_shape, optimizer.init) if abstract else optimizer.init
-    return TrainState(step, trainable, frozen, init(trainable))
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    return TrainState(step, trainable, frozen, jax.eval_shape(optimizer.init, trainable))
 
 
 def state_shardings(state: TrainState, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> TrainState:
@@ -88,7 +72,7 @@ def state_shardings(state: TrainState, mesh: Mesh, rules: Rules = DEFAULT_RULES)
     Raises:
       InputError: a rule does not fit a parameter.
     """
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole: Any = NamedSharding(mesh, PartitionSpec())
     trainable = param_shardings(state.trainable, mesh, rules)
 
     def moments(part: Any) -> Any:
@@ -99,33 +83,52 @@ def state_shardings(state: TrainState, mesh: Mesh, rules: Rules = DEFAULT_RULES)
     return TrainState(whole, trainable, param_shardings(state.frozen, mesh, rules), opt_state)
 
 
-def create_state(
-    build: Callable[[nnx.Rngs], nnx.Module],
-    parts: tuple[str, ...],
-    optimizer: optax.GradientTransformation,
+def create_params(
+    init: Callable[[jax.Array], nnx.State],
     seed: int,
-) -> tuple[Any, TrainState]:
-    """A fresh state.
+    given: nnx.State,
+    shardings: nnx.State,
+) -> nnx.State:
+    """All parameters of a first state: those that are given, the others fresh.
 
     Args:
-      build: makes the module from its initialisation keys.
-      parts: names of the module's children that train.
-      optimizer: the optimizer.
+      init: makes all parameters from a key; what is given is not computed.
       seed: seed of the initialisation.
+      given: children of the model that come from elsewhere, where `shardings` wants them.
+      shardings: of all parameters.
 
     Returns:
-      The module's static graph and the state.
+      The parameters.
     """
-    graphdef, _ = abstract_state(build, parts, optimizer)
+    missing = [part for part in shardings if part not in given]
 
-    def init(key: jax.Array) -> nnx.State:
-        return nnx.split(build(nnx.Rngs(params=key)))[1]
+    def fresh(key: jax.Array) -> nnx.State:
+        params = init(key)
+        return nnx.State({part: params[part] for part in missing})
 
     # One program with a random generator for each of hundreds of arrays, run once. Level 1 of the
-    # CPU compiler makes it in a third of the time; the numbers are the same. It is split outside,
-    # so that all stages of a model share one program.
+    # CPU compiler makes it in a third of the time; the numbers are the same.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    params = jax.jit(init, compiler_options=options)(jax.random.key(seed))
+    where = nnx.State({part: shardings[part] for part in missing})
+    made = jax.jit(fresh, out_shardings=where, compiler_options=options)(jax.random.key(seed))
+    return nnx.State({part: (given if part in given else made)[part] for part in shardings})
+
+
+def first_state(
+    params: nnx.State,
+    parts: tuple[str, ...],
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+) -> TrainState:
+    """The state that a run begins with.
+
+    Args:
+      params: all parameters, where `shardings` wants them.
+      parts: names of the children that train.
+      optimizer: the optimizer.
+      shardings: of the state.
+    """
     trainable, frozen = nnx.split_state(params, is_trainable(parts), ...)
-    opt_state = jax.jit(optimizer.init)(trainable)
-    return graphdef, TrainState(jnp.zeros((), jnp.int32), trainable, frozen, opt_state)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
+    step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
+    return TrainState(step, trainable, frozen, opt_state)

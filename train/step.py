@@ -1,4 +1,4 @@
-"""One optimizer step as one compiled program."""
+"""One optimizer step as one compiled program, on one device or over a mesh."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -14,7 +15,8 @@ from train.state import TrainState
 
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
-LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+LossFn = Callable[[Any, Batch, jax.Array], Sums]
 
 
 def make_step(
@@ -22,33 +24,63 @@ def make_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     seed: int,
+    *,
     shardings: TrainState | None = None,
+    accumulate: int = 1,
+    compute_dtype: Any = jnp.float32,
 ) -> Any:
     """The compiled step.
 
     Only `state.trainable` is differentiated, so the frozen parts cost no gradient.
 
     Args:
-      graphdef: static graph of the module, split as `train.state.create_state` splits it.
-      loss_fn: `loss_fn(model, batch, key) -> (loss, metrics)`.
+      graphdef: static graph of the module.
+      loss_fn: `loss_fn(model, batch, key)` gives sums and what to divide them by; the quotient of
+        `loss` is what is minimised.
       optimizer: the optimizer.
       seed: randomness inside the loss is a function of (seed, step).
       shardings: of the state, as `train.state.state_shardings` gives them; the step is then called,
         or lowered, under `jax.set_mesh`. None: everything is on one device.
+      accumulate: micro-steps; above 1 the batch has an axis of them in front, and the step is that
+        of all their samples together.
+      compute_dtype: parameters are cast to it before they are gathered and used; the state keeps
+        its own dtype.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, jitted; the old state's memory is reused.
     """
 
+    def cast(params: nnx.State) -> nnx.State:
+        return jax.tree.map(lambda x: x.astype(compute_dtype), params)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def loss(trainable: nnx.State) -> tuple[jax.Array, Metrics]:
-            return loss_fn(nnx.merge(graphdef, trainable, state.frozen), batch, key)
+        def loss(trainable: nnx.State, part: Batch) -> tuple[jax.Array, Sums]:
+            model = nnx.merge(graphdef, cast(trainable), cast(state.frozen))
+            sums = loss_fn(model, part, key)
+            return sums["loss"][0], sums
 
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        slope = jax.grad(loss, has_aux=True)
+        if accumulate == 1:
+            grads, sums = slope(state.trainable, batch)
+        else:
+
+            def add(total: Any, part: Batch) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, slope(state.trainable, part)), None
+
+            first = jax.tree.map(lambda x: x[0], batch)
+            zero = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype),
+                jax.eval_shape(slope, state.trainable, first),
+            )
+            if shardings is not None:
+                grads = jax.lax.with_sharding_constraint(zero[0], shardings.trainable)
+                zero = (grads, zero[1])
+            (grads, sums), _ = jax.lax.scan(add, zero, batch)
+        grads = jax.tree.map(lambda g: g / sums["loss"][1], grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        metrics = {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads)}
+        metrics = {**quotients(sums), "grad_norm": optax.tree.norm(grads)}
         new = replace(
             state,
             step=state.step + 1,
@@ -60,3 +92,13 @@ def make_step(
     if shardings is None:
         return jax.jit(step, donate_argnums=0)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def quotients(sums: Sums) -> Metrics:
+    """Means of sums; a kind's mean loss comes with the tokens that it is the mean of."""
+    metrics: Metrics = {}
+    for name, (total, count) in sums.items():
+        metrics[name] = jnp.where(count > 0, total / jnp.maximum(count, 1e-9), 0.0)
+        if name.endswith("_loss"):
+            metrics[f"{name.removesuffix('_loss')}_tokens"] = count
+    return metrics

@@ -30,8 +30,11 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 def checkpoint(run_dir: Path, step: int) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint by path, read without our code."""
+    path = (run_dir / "checkpoints" / str(step) / "state").absolute()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.restore((run_dir / "checkpoints" / str(step) / "state").absolute())
+        names = reader.metadata(path).item_metadata
+        how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names.tree}
+        tree = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=how))
     return {key: np.asarray(value) for key, value in tree.items()}
 
 

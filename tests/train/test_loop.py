@@ -62,11 +62,11 @@ def before_step(monkeypatch, step: int, act) -> None:
     """Calls `act` when the batch of `step` (counted from 1) is asked for."""
     batches_of = loop.stream
 
-    def stream(kinds, start, stop):
-        for number, batch in enumerate(batches_of(kinds, start, stop), start + 1):
+    def stream(batch, start, stop):
+        for number, found in enumerate(batches_of(batch, start, stop), start + 1):
             if number == step:
                 act()
-            yield batch
+            yield found
 
     monkeypatch.setattr(loop, "stream", stream)
 
@@ -74,7 +74,7 @@ def before_step(monkeypatch, step: int, act) -> None:
 def test_a_run_leaves_metrics_checkpoints_parts_and_done(whole):
     records = metrics(whole)
     assert [r["step"] for r in records] == list(range(1, STEPS + 1))
-    assert all(set(r) == {"step", "loss", "text_loss", "grad_norm"} for r in records)
+    assert all(set(r) == {"step", "loss", "text_loss", "text_tokens", "grad_norm"} for r in records)
     assert records[0]["loss"] == pytest.approx(np.log(2048), rel=0.2)
     assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["4", "6"]
     assert {path.split("/")[0] for path in params(whole)} == {"llm"}
@@ -183,7 +183,7 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path):
     ],
 )
 def test_missing_initial_parts_are_named_before_anything_is_made(monkeypatch, whole, init, named):
-    monkeypatch.setattr(loop, "create_state", nothing)
+    monkeypatch.setattr(loop, "create_params", nothing)
     config = dataclasses.replace(CONFIG, name="next", init=init)
     with pytest.raises(InputError, match=named):
         run(config, whole.parent / "next", resume=False, overwrite=True)

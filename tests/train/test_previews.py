@@ -1,16 +1,13 @@
 """Sample sheets."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from flax import nnx
 from PIL import Image
 
 from janus_jax.config import DEBUG
 from train import previews
-
-# All that a preview reads of a task.
-TASK: Any = SimpleNamespace(config=DEBUG)
 
 
 def test_a_grid_literally():
@@ -30,13 +27,11 @@ def test_a_grid_literally():
 
 
 def test_the_tokenizer_shows_reconstructions_with_one_program_for_all_sheets(model, tmp_path):
-    class Part:
-        vq = model.vq
-
+    params = nnx.State({"vq": nnx.split(model)[1]["vq"]})
     program: Any = previews._reconstruct
     compiled = program._cache_size()
     for step in (1, 2):
-        previews.save_preview(Part(), TASK, tmp_path / "previews" / f"{step}.png")
+        previews.save_preview(params, DEBUG, tmp_path / "previews" / f"{step}.png")
     assert program._cache_size() == compiled + 1
     first, second = (np.asarray(Image.open(tmp_path / "previews" / f"{k}.png")) for k in (1, 2))
     assert first.shape == (4 * 18 * 2, 16 * 18 * 2, 3)
@@ -44,5 +39,5 @@ def test_the_tokenizer_shows_reconstructions_with_one_program_for_all_sheets(mod
 
 
 def test_siglip_alone_shows_nothing(tmp_path):
-    previews.save_preview(object(), TASK, tmp_path / "1.png")
+    previews.save_preview(nnx.State({}), DEBUG, tmp_path / "1.png")
     assert list(tmp_path.iterdir()) == []

@@ -6,18 +6,20 @@ The runs are the real ones, from the empty directory to the parts they hand on, 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from janus_jax.checkpoint import load_model
 from janus_jax.config import get_config
 from janus_jax.functional import abstract, flat_params
+from janus_jax.sharding import param_shardings
 from tests.train.runs import checkpoint, metrics, params, tiny
 from train.config import PARTS
 from train.loop import trained_children
+from train.mesh import training_mesh
 from train.objectives.contrastive import ContrastivePart
-from train.optim import make_optimizer
 from train.presets import EMOJI_RECIPE
 from train.rundir import read_json
-from train.state import create_state
+from train.state import create_params
 from train.task import make_task
 
 STAGES = ("emoji-stage1", "emoji-stage2", "emoji-stage3")
@@ -39,10 +41,11 @@ def before(recipe, name: str) -> dict[str, np.ndarray]:
 
 def fresh(name: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     config = tiny(name, steps=1)
-    children = trained_children(config)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    _, state = create_state(make_task(config).build, children, optimizer, config.seed)
-    return {k: np.asarray(v) for k, v in flat_params(state.params).items()}, children
+    mesh = training_mesh(config.mesh)
+    task = make_task(config, mesh)
+    where = param_shardings(task.abstract, mesh)
+    params = task.to_layers(create_params(task.init, config.seed, nnx.State({}), where))
+    return {k: np.asarray(v) for k, v in flat_params(params).items()}, trained_children(config)
 
 
 def changed(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> set[str]:
@@ -120,8 +123,9 @@ def test_the_last_stage_leaves_a_model_that_loads(recipe):
 def test_a_preview_measures_held_out_data_and_draws_every_name(recipe):
     run_dir = recipe.root / "emoji-stage3"
     step, preview = metrics(run_dir)
+    kinds = ("understanding", "text", "generation")
     assert set(step) == {
-        *("step", "loss", "grad_norm", "understanding_loss", "text_loss", "generation_loss")
+        *("step", "loss", "grad_norm", *(f"{k}_{of}" for k in kinds for of in ("loss", "tokens")))
     }
     losses = ("understanding_loss", "text_loss", "generation_loss")
     assert set(preview) == {"step", *(f"heldout_{k}" for k in losses)}

@@ -8,12 +8,12 @@ the lookahead window: `fit` assigns all of its samples to rows at once, from the
 Nothing is left over for a later step, and so a step never depends on the steps before it.
 
 Everything here is NumPy on the host. The arrays have the same shapes in every step, whatever the
-samples were, so that the train step compiles once; `train.objectives.packed` consumes them.
+samples were, so that the train step compiles once; `train.objectives.janus` consumes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -174,12 +174,16 @@ def efficiency(lengths: Sequence[int], rows: int, length: int) -> float:
     return float(np.sum(lengths)) / (rows * length)
 
 
-def pack(samples: Sequence[Sample], shape: PackedShape) -> dict[str, Any]:
-    """Lays samples into rows and says where each picture, code and target is.
+def pack(
+    rows: Sequence[Sequence[tuple[int, Sample]]], shape: PackedShape, kinds: Collection[Kind]
+) -> dict[str, Any]:
+    """Lays the samples of a group of rows end to end and says where each picture and target is.
 
     Args:
-      samples: all samples of a step, in an order that is a function of (seed, step).
+      rows: the samples of each row (`fit` says which), each with its rank among the samples of its
+        kind in the step; fewer rows than `shape` has are filled up with padding.
       shape: the capacities.
+      kinds: kinds that the run trains on, whether or not this group has any of them.
 
     Returns:
       A dictionary of arrays, int32 where nothing else is said:
@@ -189,29 +193,35 @@ def pack(samples: Sequence[Sample], shape: PackedShape) -> dict[str, Any]:
         `pixels` uint8 [N, S, S, 3]: pictures to understand, in the order of the rows.
         `image_index` [R, T]: row of the features, flattened to [N * P, D], that is the input, or
           -1.
-        `codes` [G, P]: codes of the pictures to draw, in the order of the rows.
+        `codes` [G, P]: codes of the pictures to draw, in the order of the rows; `drawing_ranks`
+          [G]: the ranks of their samples.
         `code_index` [R, T]: index into the flattened codes [G * P] of the code that is the input,
           or -1.
         `text_positions` [A]: slot, of R * T, whose state predicts a text token; `text_targets` [A]:
-          that token; `text_weights`: for each kind that is there, float32 [A], 1 at its tokens.
+          that token; `text_weights`: for each kind of text, float32 [A], 1 at its tokens.
         `image_positions` [G * P], `image_targets` [G * P], `image_weights` float32 [G * P]: the
           same for codes.
 
     Raises:
-      InputError: a sample that is malformed or does not fit into a row, by its id, or samples that
-        exceed a capacity together.
+      InputError: a sample that is malformed or does not fit into its row, by its id, or samples
+        that exceed a capacity together.
     """
+    samples = [sample for row in rows for _, sample in row]
     for sample in samples:
         _check(sample, shape)
-    rows = fit([s.length for s in samples], shape.length)
     packer = _Packer(shape)
     packer.reserve(samples, len(rows))
     for r, row in enumerate(rows):
         start = 0
-        for segment, i in enumerate(row, 1):
-            packer.add(samples[i], r, start, segment)
-            start += samples[i].length
-    return packer.arrays({s.kind for s in samples})
+        for segment, (rank, sample) in enumerate(row, 1):
+            if start + sample.length > shape.length:
+                raise InputError(
+                    f"sample {sample.id} ends at slot {start + sample.length} of its row",
+                    f"at most {shape.length}",
+                )
+            packer.add(sample, rank, r, start, segment)
+            start += sample.length
+    return packer.arrays(kinds)
 
 
 def _check(sample: Sample, shape: PackedShape) -> None:
@@ -270,6 +280,7 @@ class _Packer:
         self.code_index = np.full((r, t), -1, np.int32)
         self.pixels = np.zeros((shape.pictures, side, side, 3), np.uint8)
         self.codes = np.zeros((shape.drawings, shape.image_tokens), np.int32)
+        self.drawing_ranks = np.zeros(shape.drawings, np.int32)
         self.text_positions = np.zeros(shape.text_targets, np.int32)
         self.text_targets = np.zeros(shape.text_targets, np.int32)
         self.text_weights: dict[Kind, np.ndarray] = {
@@ -296,21 +307,22 @@ class _Packer:
                     f"raise {name} or take fewer samples a step",
                 )
 
-    def add(self, sample: Sample, row: int, start: int, segment: int) -> None:
+    def add(self, sample: Sample, rank: int, row: int, start: int, segment: int) -> None:
         """Puts a sample at [row, start:]."""
         here = slice(start, start + sample.length)
         self.segment_ids[row, here] = segment
         self.positions[row, here] = np.arange(sample.length)
         if isinstance(sample, Generation):
-            self._add_generation(sample, row, start)
+            self._add_generation(sample, rank, row, start)
         else:
             self.tokens[row, here] = sample.tokens
             self._add_conversation(sample, row, start)
 
-    def _add_generation(self, sample: Generation, row: int, start: int) -> None:
+    def _add_generation(self, sample: Generation, rank: int, row: int, start: int) -> None:
         p, n = len(sample.codes), len(sample.prompt)
         self.tokens[row, start : start + n] = sample.prompt
         self.codes[self._drawings] = sample.codes
+        self.drawing_ranks[self._drawings] = rank
         first = self._drawings * p
         self.code_index[row, start + n : start + n + p - 1] = first + np.arange(p - 1)
         # The state at begin-of-image predicts the first code.
@@ -335,8 +347,8 @@ class _Packer:
         self.text_weights[sample.kind][here] = 1
         self._targets += len(where)
 
-    def arrays(self, kinds: set[Kind]) -> dict[str, Any]:
-        """What `pack` returns, given the kinds that are there."""
+    def arrays(self, kinds: Collection[Kind]) -> dict[str, Any]:
+        """What `pack` returns."""
         return {
             "tokens": self.tokens,
             "segment_ids": self.segment_ids,
@@ -344,6 +356,7 @@ class _Packer:
             "pixels": self.pixels,
             "image_index": self.image_index,
             "codes": self.codes,
+            "drawing_ranks": self.drawing_ranks,
             "code_index": self.code_index,
             "text_positions": self.text_positions,
             "text_targets": self.text_targets,

@@ -7,7 +7,7 @@ batch of any step can be looked at without running the steps before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import grain.python as grain
@@ -18,6 +18,20 @@ Sample = TypeVar("Sample")
 Batches = Callable[[int], Any]
 
 
+def shuffled_samples(
+    records: Sequence[Record], pick: Callable[[Record, np.random.Generator], Sample], *, seed: int
+) -> Sequence[Sample]:
+    """An endless, shuffled data set of samples, indexed by place.
+
+    Args:
+      records: what an epoch goes through once, in an order of its own each time.
+      pick: makes a sample of a record; its generator is a function of (seed, place).
+      seed: seed of order and picks.
+    """
+    samples: Any = grain.MapDataset.source(records).seed(seed).shuffle().repeat()
+    return samples.random_map(pick)
+
+
 def batched(
     records: Sequence[Record],
     pick: Callable[[Record, np.random.Generator], Sample],
@@ -26,27 +40,15 @@ def batched(
     batch_size: int,
     seed: int,
 ) -> Batches:
-    """An endless, shuffled data set of batches, indexed by step.
+    """An endless, shuffled data set of batches, indexed by step: `batch(step)`.
 
-    Args:
-      records: what an epoch goes through once, in an order of its own each time.
-      pick: makes a sample of a record; its generator is a function of (seed, position).
+    Args as those of `shuffled_samples`, and:
       collate: makes a batch of samples.
       batch_size: samples a batch.
-      seed: seed of order and picks.
-
-    Returns:
-      `batch(step)`.
     """
-    samples = (
-        grain.MapDataset.source(records)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(pick)
-        .batch(batch_size, batch_fn=collate)
-    )
-    return lambda step: samples[step]
+    samples: Any = shuffled_samples(records, pick, seed=seed)
+    batches = samples.batch(batch_size, batch_fn=collate)
+    return lambda step: batches[step]
 
 
 class _Steps(Sequence[int]):
@@ -62,19 +64,14 @@ class _Steps(Sequence[int]):
         return self._range[index]
 
 
-def stream(kinds: Mapping[str, Batches], start: int, stop: int) -> Iterator[dict[str, Any]]:
+def stream(batch: Batches, start: int, stop: int) -> Iterator[Any]:
     """The batches of steps `start` to `stop`, made ahead of time in a background thread.
 
     Args:
-      kinds: for each kind of data its `batch(step)`; every step holds all kinds.
+      batch: makes the batch of a step.
       start: first step.
       stop: one past the last step.
-
-    Yields:
-      `{kind: batch}`.
     """
-    steps = grain.MapDataset.source(_Steps(start, stop)).map(
-        lambda step: {kind: batch(step) for kind, batch in kinds.items()}
-    )
+    steps = grain.MapDataset.source(_Steps(start, stop)).map(batch)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(steps.to_iter_dataset(options))

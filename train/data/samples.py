@@ -1,6 +1,6 @@
 """The emoji data set as training samples: ids, pictures and codes, ready to be batched.
 
-Dims: B batch, T tokens, A answer tokens, P image tokens, S picture side.
+Dims: B batch, T tokens, P image tokens, S picture side.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from janus_jax.processing.prompt import (
     Turn,
     chat_prompt,
     generation_prompt,
-    image_index,
     left_pad,
     unconditional,
 )
@@ -30,7 +29,7 @@ from train.data.shift import random_shift
 
 ROLES = EMOJI_PROCESSOR.roles
 # Streams of data differ in their seeds, so that two kinds do not walk the pictures in step.
-_STREAM = {"understanding": 1, "text": 2, "generation": 3, "pictures": 4}
+STREAM = {"understanding": 1, "text": 2, "generation": 3, "pictures": 4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,63 +119,9 @@ class EmojiData:
             ids = unconditional(ids, self.tokenizer.pad)
         return ids, i
 
-    # How samples become batches. Lengths are fixed for a run, so that the step compiles once.
+    # The data sets that are not packed.
 
-    @functools.cached_property
-    def lengths(self) -> dict[str, tuple[int, int]]:
-        """Longest sample and longest answer of each kind: T and A."""
-        return _lengths(self._split, self._vocab_size, self._image_tokens)
-
-    def collate_text(self, kind: str, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        """Arrays of `train.objectives.janus.text_loss`."""
-        length, answer_length = self.lengths[kind]
-        tokens, mask, _ = left_pad([r.ids for r in rows], self.tokenizer.pad, length)
-        answer = np.zeros((len(rows), answer_length), bool)
-        for b, row in enumerate(rows):
-            answer[b, answer_length - (len(row.ids) - row.prompt_length) :] = True
-        batch = {"tokens": tokens, "mask": mask, "answer": answer}
-        pixels = [r.pixels for r in rows if r.pixels is not None]
-        if pixels:
-            offsets = [length - len(r.ids) for r in rows]
-            spans = [r.spans for r in rows]
-            batch["pixels"] = np.stack(pixels)
-            batch["image_index"] = image_index(spans, length, self._image_tokens, offsets)
-        return batch
-
-    def collate_generation(
-        self, codes: np.ndarray, rows: Sequence[tuple[np.ndarray, int]]
-    ) -> dict[str, np.ndarray]:
-        """Arrays of `train.objectives.janus.image_loss`."""
-        ids = [row for row, _ in rows]
-        tokens, mask, _ = left_pad(ids, self.tokenizer.pad, self.lengths["generation"][0])
-        return {"tokens": tokens, "mask": mask, "codes": codes[[i for _, i in rows]]}
-
-    # The data sets.
-
-    def batches(self, codes: np.ndarray | None) -> dict[str, Batches]:
-        """Batches of every kind the mixture holds.
-
-        Args:
-          codes: int32 [N, P], the records' pictures as image tokens; needed for generation.
-        """
-        samples = self.config.samples()
-        kinds: dict[str, tuple[Any, Any]] = {
-            "understanding": (
-                self.pick_understanding,
-                functools.partial(self.collate_text, "understanding"),
-            ),
-            "text": (self.pick_text, functools.partial(self.collate_text, "text")),
-        }
-        if codes is not None:
-            collate = functools.partial(self.collate_generation, codes)
-            kinds["generation"] = (self.pick_generation, collate)
-        return {
-            kind: self._batched(kind, pick, collate, samples[kind])
-            for kind, (pick, collate) in kinds.items()
-            if samples[kind]
-        }
-
-    def pictures_only(self) -> dict[str, Batches]:
+    def pictures_only(self) -> Batches:
         """Batches of pictures, for the tokenizer."""
 
         def pick(i: int, rng: np.random.Generator) -> np.ndarray:
@@ -185,9 +130,9 @@ class EmojiData:
         def collate(rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
             return {"pixels": np.stack(rows)}
 
-        return {"pictures": self._batched("pictures", pick, collate, self.config.batch_size)}
+        return self._batched(pick, collate)
 
-    def named_pictures(self) -> dict[str, Batches]:
+    def named_pictures(self) -> Batches:
         """Batches of pictures with names, for the contrastive loss."""
 
         def pick(i: int, rng: np.random.Generator) -> tuple[int, np.ndarray, np.ndarray]:
@@ -198,7 +143,7 @@ class EmojiData:
 
         def collate(rows: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
             # A prompt is longer than its name, so its longest length is enough for all names.
-            length = self.lengths["generation"][0]
+            length = _longest_prompt(self._split, self._vocab_size)
             tokens, mask, _ = left_pad([r[2] for r in rows], self.tokenizer.pad, length)
             return {
                 "pixels": np.stack([r[1] for r in rows]),
@@ -207,15 +152,15 @@ class EmojiData:
                 "picture": self.picture_ids[[r[0] for r in rows]],
             }
 
-        return {"pictures": self._batched("pictures", pick, collate, self.config.batch_size)}
+        return self._batched(pick, collate)
 
-    def _batched(self, kind: str, pick: Any, collate: Any, batch_size: int) -> Batches:
+    def _batched(self, pick: Any, collate: Any) -> Batches:
         return batched(
             range(len(self.records)),
             pick,
             collate,
-            batch_size=batch_size,
-            seed=1000 * self.config.seed + _STREAM[kind],
+            batch_size=self.config.batch_size,
+            seed=1000 * self.config.seed + STREAM["pictures"],
         )
 
 
@@ -234,29 +179,9 @@ def _conversation(
     return Row(whole.ids, len(prompt.ids), whole.image_spans, pixels)
 
 
-# Every text of the split passes through the tokenizer here, which takes seconds; a recipe asks for
-# it six times.
+# Lengths are fixed for a run, so that the step compiles once.
 @functools.cache
-def _lengths(split: str, vocab_size: int, num_image_tokens: int) -> dict[str, tuple[int, int]]:
+def _longest_prompt(split: str, vocab_size: int) -> int:
     tokenizer = emoji_tokenizer(vocab_size)
-    records = [e for e in load_emoji() if e.split == split]
-    blank = np.zeros((1, 1, 3), np.uint8)
-    rows = {
-        "understanding": [
-            _conversation(tokenizer, num_image_tokens, qa, blank)
-            for e in records
-            for qa in (*tasks.caption_examples(e), *tasks.question_examples(e))
-        ],
-        "text": [
-            _conversation(tokenizer, num_image_tokens, qa)
-            for e in records
-            for qa in tasks.text_examples(e)
-        ],
-    }
-    longest = {
-        kind: (max(len(r.ids) for r in found), max(len(r.ids) - r.prompt_length for r in found))
-        for kind, found in rows.items()
-    }
-    names = [text for e in records for text in tasks.generation_prompts(e)]
-    prompts = [generation_prompt(tokenizer, name, roles=ROLES) for name in names]
-    return {**longest, "generation": (max(map(len, prompts)), 0)}
+    names = [text for e in load_emoji() if e.split == split for text in tasks.generation_prompts(e)]
+    return max(len(generation_prompt(tokenizer, name, roles=ROLES)) for name in names)

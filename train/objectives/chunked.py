@@ -1,6 +1,6 @@
 """Cross-entropy over a large vocabulary, whose logits never exist all at once.
 
-Dims: A positions, D width, V vocabulary, C chunks.
+Dims: G groups, A positions of a group, D width, V vocabulary.
 
 At 4096 tokens a row and 102,400 words the float32 logits of one row are 1.7 GB, and their gradient
 as much again. So they are made for some positions at a time, and made once more in the backward
@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from janus_jax.sharding import constrain
+
 
 def cross_entropy(
     logits: Callable[[jax.Array], jax.Array],
@@ -27,28 +29,33 @@ def cross_entropy(
 
     Args:
       logits: the head, [..., D] -> [..., V] float32.
-      states: [A, D].
-      targets: int32 [A].
-      chunk: positions whose logits exist at the same time, at least 1.
+      states: [G, A, D]; over a mesh groups are spread over devices.
+      targets: int32 [G * A].
+      chunk: positions of each group whose logits exist at the same time, at least 1.
 
     Returns:
-      float32 [A].
+      float32 [G * A].
     """
-    a, d = states.shape
-    if a <= chunk:
-        return _losses(logits, states, targets)
-    chunks = -(-a // chunk)
-    padding = chunks * chunk - a
-    states = jnp.pad(states, ((0, padding), (0, 0))).reshape(chunk, chunks, d)
-    targets = jnp.pad(targets, (0, padding)).reshape(chunk, chunks)
-    # Chunk c holds the positions c, c + C, c + 2C, ...: where positions are spread over devices,
-    # every device then works on every chunk, on positions of its own.
+    groups, each, width = states.shape
+    targets = targets.reshape(groups, each)
+    if each <= chunk:
+        return _losses(logits, states, targets).reshape(-1)
+    chunks = -(-each // chunk)
+    # As equal as they can be, so that little is padded.
+    chunk = -(-each // chunks)
+    padding = chunks * chunk - each
+    states = jnp.pad(states, ((0, 0), (0, padding), (0, 0)))
+    parts = (
+        states.reshape(groups, chunks, chunk, width).swapaxes(0, 1),
+        jnp.pad(targets, ((0, 0), (0, padding))).reshape(groups, chunks, chunk).swapaxes(0, 1),
+    )
     one = jax.checkpoint(lambda part: _losses(logits, *part))
-    losses = jax.lax.map(one, (states.swapaxes(0, 1), targets.T))
-    return losses.T.reshape(-1)[:a]
+    losses = jax.lax.map(one, parts)
+    return losses.swapaxes(0, 1).reshape(groups, -1)[:, :each].reshape(-1)
 
 
 def _losses(
     logits: Callable[[jax.Array], jax.Array], states: jax.Array, targets: jax.Array
 ) -> jax.Array:
+    states = constrain(states, "batch", None, None)
     return optax.softmax_cross_entropy_with_integer_labels(logits(states), targets)

@@ -1,9 +1,12 @@
-"""The loss of the three stages: cross-entropy on answers and on image tokens.
+"""The loss of the three stages on packed rows: cross-entropy on answers and on image tokens.
 
-Dims: B batch, T tokens, A answer tokens, P image tokens, D width, S picture side.
+Dims: G groups, R rows of all groups, T row length, N pictures, P image tokens of a picture,
+C drawn pictures, A text targets, D width, V words, K image codes.
 
-Every sample ends in the last column (rows are padded on the left, as at inference), so each head
-runs on a static slice: the text head on the last A positions, the image head on the last P.
+Rows come in groups (`train.data.batches`): all indices of a group's arrays speak of its own rows,
+pictures and codes, so that over a mesh no device asks another for a row of anything. Each head runs
+at its own targets alone, gathered out of the rows, and for a chunk of them at a time.
+
 The mean is over all loss tokens of the step, whatever their kind (report, section 2.2: no weights
 between tasks are given).
 """
@@ -14,112 +17,119 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from janus_jax.models.janus import JanusModel
+from janus_jax.sharding import constrain
+from train.objectives.chunked import cross_entropy
 
 Batch = dict[str, Any]
-Sums = tuple[jax.Array, jax.Array]
+Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
-def positions(mask: jax.Array) -> jax.Array:
-    """Positions of left-padded rows: mask [B, T] -> int32 [B, T], 0 in the padding."""
-    return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+def take(values: jax.Array, index: jax.Array, groups: int) -> jax.Array:
+    """Rows [M, D] at `index` [I], which counts within each group, below 0 as 0: [G, I / G, D]."""
+    values = constrain(values.reshape(groups, -1, values.shape[-1]), "batch", None, None)
+    index = constrain(jnp.maximum(index, 0).reshape(groups, -1), "batch", None)
+    taken = jax.vmap(lambda v, i: jnp.take(v, i, axis=0, mode="clip"))(values, index)
+    return constrain(taken, "batch", None, None)
 
 
-def text_loss(model: JanusModel, batch: Batch) -> Sums:
-    """Cross-entropy on the answers of understanding or text samples.
+def with_noise(
+    codes: jax.Array, ranks: jax.Array, drawings: int, noise: float, num_codes: int, key: jax.Array
+) -> jax.Array:
+    """Replaces some input codes by random ones, so that what follows is told by the prompt as well.
 
-    Args:
-      model: the model.
-      batch: `tokens` int32 [B, T], `mask` bool [B, T], `answer` bool [B, A] (True where one of the
-        last A tokens is to be predicted); with pictures also `pixels` uint8 [B, S, S, 3] and
-        `image_index` int32 [B, T].
-
-    Returns:
-      Summed loss and number of tokens.
-    """
-    tokens, mask, answer = batch["tokens"], batch["mask"], batch["answer"]
-    features = None
-    if "pixels" in batch:
-        features = model.encode_image(batch["pixels"].astype(jnp.float32) / 127.5 - 1.0)
-    x = model.embed(tokens, features, batch.get("image_index"))
-    h = model.hidden(x, positions(mask), mask)
-    a = answer.shape[1]
-    logits = model.text_logits(h[:, -a - 1 : -1])
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, -a:])
-    return jnp.sum(losses * answer), jnp.sum(answer)
-
-
-def with_noise(codes: jax.Array, noise: float, num_codes: int, key: jax.Array) -> jax.Array:
-    """Replaces some codes by random ones, so that what follows is told by the prompt as well.
+    What is replaced, and by what, is a function of the key and a picture's rank in the step,
+    wherever it is packed.
 
     Args:
-      codes: int32 [B, P].
-      noise: each row draws the share to replace evenly from 0 to this.
+      codes: int32 [C, P].
+      ranks: int32 [C], of each picture among those of the step.
+      drawings: pictures of the step.
+      noise: each picture draws the share to replace evenly from 0 to this.
       num_codes: K.
       key: source of the noise.
 
     Returns:
-      int32 [B, P].
+      int32 [C, P]; the last code, which is no input, stays.
     """
     share_key, place_key, code_key = jax.random.split(key, 3)
-    share = jax.random.uniform(share_key, (codes.shape[0], 1), maxval=noise)
-    random = jax.random.randint(code_key, codes.shape, 0, num_codes, codes.dtype)
-    return jnp.where(jax.random.uniform(place_key, codes.shape) < share, random, codes)
+    shape = (drawings, codes.shape[1] - 1)
+    share = jax.random.uniform(share_key, (drawings, 1), maxval=noise)
+    random = jax.random.randint(code_key, shape, 0, num_codes, codes.dtype)
+    replaced = jax.random.uniform(place_key, shape) < share
+    inputs = jnp.where(replaced[ranks], random[ranks], codes[:, :-1])
+    return jnp.concatenate([inputs, codes[:, -1:]], axis=1)
 
 
-def image_loss(model: JanusModel, batch: Batch, noise: float, key: jax.Array) -> Sums:
-    """Cross-entropy on the codes of generation samples.
+def inputs(
+    model: JanusModel, batch: Batch, key: jax.Array, *, groups: int, drawings: int, noise: float
+) -> jax.Array:
+    """Input embeddings [R, T, D]: words, features of pictures and codes, each at its slots.
 
-    Args:
-      model: the model.
-      batch: prompts `tokens` int32 [B, T] and `mask` bool [B, T], ending in begin-of-image; `codes`
-        int32 [B, P].
-      noise: see `with_noise`; it goes into the inputs, never into the targets.
-      key: source of the noise.
-
-    Returns:
-      Summed loss and number of tokens.
+    Arguments as those of `loss`.
     """
+    x = model.embed(batch["tokens"])
+
+    def place(x: jax.Array, rows: jax.Array, index: jax.Array) -> jax.Array:
+        there = take(rows.reshape(-1, x.shape[-1]).astype(x.dtype), index.reshape(-1), groups)
+        return jnp.where((index >= 0)[..., None], there.reshape(x.shape), x)
+
+    if batch["pixels"].shape[0]:
+        pixels = batch["pixels"].astype(jnp.float32) / 127.5 - 1.0
+        x = place(x, model.encode_image(pixels), batch["image_index"])
     codes = batch["codes"]
-    p = codes.shape[1]
-    inputs = codes[:, :-1]
-    if noise:
-        inputs = with_noise(inputs, noise, model.gen_embed.embedding.shape[0], key)
-    x = jnp.concatenate([model.embed(batch["tokens"]), model.embed_image_tokens(inputs)], axis=1)
-    mask = jnp.pad(batch["mask"], ((0, 0), (0, p - 1)), constant_values=True)
-    h = model.hidden(x, positions(mask), mask)
-    losses = optax.softmax_cross_entropy_with_integer_labels(model.image_logits(h[:, -p:]), codes)
-    return jnp.sum(losses), jnp.asarray(codes.size)
+    if codes.shape[0]:
+        if noise:
+            num_codes = model.gen_embed.embedding.shape[-2]
+            codes = with_noise(codes, batch["drawing_ranks"], drawings, noise, num_codes, key)
+        x = place(x, model.embed_image_tokens(codes), batch["code_index"])
+    return constrain(x, "batch", "length", None)
 
 
 def loss(
     model: JanusModel,
-    batch: dict[str, Batch],
+    batch: Batch,
     key: jax.Array,
     *,
-    text_weight: float,
-    code_noise: float,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The mean loss of a mixed step.
+    groups: int = 1,
+    drawings: int = 0,
+    text_weight: float = 1.0,
+    code_noise: float = 0.0,
+    chunk: int = 1024,
+) -> Sums:
+    """Sums over the loss tokens of packed rows.
 
     Args:
       model: the model.
-      batch: for each kind in the step (`understanding`, `text`, `generation`) its arrays.
+      batch: arrays of `train.data.packing.pack`, groups one after another.
       key: source of the code noise.
+      groups: G.
+      drawings: pictures to draw in the whole step; only needed with noise.
       text_weight: weight of a text token beside an image token.
-      code_noise: see `with_noise`.
+      code_noise: see `with_noise`; it goes into the inputs, never into the targets.
+      chunk: targets of each group whose logits exist at the same time.
 
     Returns:
-      The loss, and the plain mean of each kind.
+      For each kind `{kind}_loss` its summed loss and its number of tokens; `loss`: the weighted sum
+      and the weights' sum, whose quotient is the loss of the step.
     """
-    total, count, metrics = jnp.zeros(()), jnp.zeros(()), {}
-    for kind, arrays in batch.items():
-        if kind == "generation":
-            (summed, n), weight = image_loss(model, arrays, code_noise, key), 1.0
-        else:
-            (summed, n), weight = text_loss(model, arrays), text_weight
-        total, count = total + weight * summed, count + weight * n
-        metrics[f"{kind}_loss"] = summed / n
-    return total / count, metrics
+    x = inputs(model, batch, key, groups=groups, drawings=drawings, noise=code_noise)
+    states = model.hidden(x, batch["positions"], batch["segment_ids"])
+    states = states.reshape(-1, states.shape[-1])
+    sums: Sums = {}
+    total, count = jnp.zeros(()), jnp.zeros(())
+    if batch["text_weights"]:
+        chosen = take(states, batch["text_positions"], groups)
+        losses = cross_entropy(model.text_logits, chosen, batch["text_targets"], chunk=chunk)
+        for kind, weights in batch["text_weights"].items():
+            summed, n = jnp.sum(losses * weights), jnp.sum(weights)
+            total, count = total + text_weight * summed, count + text_weight * n
+            sums[f"{kind}_loss"] = summed, n
+    if batch["codes"].shape[0]:
+        chosen = take(states, batch["image_positions"], groups)
+        losses = cross_entropy(model.image_logits, chosen, batch["image_targets"], chunk=chunk)
+        summed, n = jnp.sum(losses * batch["image_weights"]), jnp.sum(batch["image_weights"])
+        total, count = total + summed, count + n
+        sums["generation_loss"] = summed, n
+    return {"loss": (total, count), **sums}

@@ -1,6 +1,7 @@
 """The packer: rows by hand, and what holds of any samples."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,12 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_jax.errors import InputError
-from train.data.packing import Conversation, Generation, PackedShape, efficiency, fit, pack
+from train.data import packing
+from train.data.packing import (
+    KINDS,
+    Conversation,
+    Generation,
+    PackedShape,
+    Sample,
+    efficiency,
+    fit,
+)
 
 SIDE, P = 2, 4
 SHAPE = PackedShape(
     rows=2, length=12, pictures=2, image_size=SIDE, image_tokens=P, drawings=2, text_targets=5
 )
+
+
+def pack(samples: Sequence[Sample], shape: PackedShape):
+    """Samples in the rows that `fit` finds, each with its own place as its rank."""
+    rows = fit([s.length for s in samples], shape.length)
+    return packing.pack([[(i, samples[i]) for i in row] for row in rows], shape, KINDS)
 
 
 def conversation(name, tokens, answer, starts=None, colour=0) -> Conversation:
@@ -44,6 +60,7 @@ def test_two_rows_by_hand():
     assert batch["code_index"].tolist() == [[-1] * 9 + [0, 1, 2], [-1] * 12]
     assert batch["pixels"][:, 0, 0, 0].tolist() == [9, 0]
     assert batch["codes"].tolist() == [[1, 2, 3, 0], [0] * 4]
+    assert batch["drawing_ranks"].tolist() == [2, 0]
     # A target is predicted by the slot before it; 14 = one row and two slots.
     assert batch["text_positions"].tolist() == [4, 5, 13, 0, 0]
     assert batch["text_targets"].tolist() == [6, 7, 13, 0, 0]
@@ -159,7 +176,6 @@ def test_packed_samples_can_be_read_back(samples):
 
 
 REFUSED = {
-    "sample seen has 7 tokens; allowed: 1 to 6": ([SEEN], {"length": 6}),
     "need pictures=2; allowed: at most 1": ([SEEN, SEEN], {"pictures": 1}),
     "need rows=2; allowed: at most 1": ([SEEN, SEEN], {"rows": 1}),
     "need text_targets=4; allowed: at most 3": ([SEEN, SEEN], {"text_targets": 3}),
@@ -199,6 +215,19 @@ def test_what_cannot_be_packed_is_refused_by_its_id(message):
     with pytest.raises(InputError) as error:
         pack(samples, dataclasses.replace(SHAPE, **changes))
     assert message in str(error.value)
+
+
+def test_rows_that_hold_too_much_are_refused():
+    with pytest.raises(InputError, match="sample text ends at slot 13 of its row"):
+        packing.pack([[(0, SEEN), (0, TEXT), (0, TEXT)]], SHAPE, KINDS)
+    long = dataclasses.replace(SHAPE, length=6)
+    with pytest.raises(InputError, match="sample seen has 7 tokens; allowed: 1 to 6"):
+        packing.pack([[(0, SEEN)]], long, KINDS)
+
+
+def test_only_the_run_s_kinds_have_weights():
+    batch = packing.pack([[(0, TEXT)]], SHAPE, ("text", "generation"))
+    assert set(batch["text_weights"]) == {"text"}
 
 
 def test_fit_refuses_lengths_that_no_row_holds():

@@ -9,7 +9,8 @@ import pytest
 
 from train.objectives.chunked import cross_entropy
 
-A, D, V, CHUNK = 37, 8, 96, 10
+# Targets of two groups; each group's 19 are made in two chunks of 10.
+GROUPS, A, D, V, CHUNK = 2, 38, 8, 96, 10
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,9 @@ def arrays():
 
 def mean(chunk):
     def loss(states, kernel, targets):
-        losses = cross_entropy(lambda h: h @ kernel, states, targets, chunk=chunk)
+        losses = cross_entropy(
+            lambda h: h @ kernel, states.reshape(GROUPS, -1, D), targets, chunk=chunk
+        )
         return jnp.mean(losses * jnp.arange(A)), losses
 
     return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
@@ -50,6 +53,6 @@ def largest(arrays, chunk) -> int:
 
 def test_the_compiled_step_holds_no_logits_of_all_positions(arrays):
     # The kernel itself is [D, V] and its gradient's sum too: D is below the chunk.
-    assert largest(arrays, CHUNK) == CHUNK
+    assert largest(arrays, CHUNK) == GROUPS * CHUNK
     # The same reading finds them where nothing is chunked.
     assert largest(arrays, A) == A

@@ -1,0 +1,78 @@
+"""From steps of data to arrays on the mesh."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from jax.sharding import Mesh
+
+from train.data.batches import PackedBatches
+from train.data.pipeline import Batches
+from train.mesh import own_groups, place, place_whole
+
+
+class Feed(Protocol):
+    """The batches of a run."""
+
+    def read(self, step: int) -> Any:
+        """What this process has to do with a step's data, in any thread."""
+        ...
+
+    def place(self, read: Any) -> Any:
+        """Puts what was read on the mesh; the same call on every process."""
+        ...
+
+    def ids(self, step: int) -> list[str]:
+        """Names of the samples of a step, without reading them."""
+        ...
+
+
+class PackedFeed:
+    """Packed rows: every process reads the groups on its own devices.
+
+    Args:
+      batches: the steps.
+      mesh: the mesh, over whose batch axes the groups lie.
+    """
+
+    def __init__(self, batches: PackedBatches, mesh: Mesh):
+        self.batches, self._mesh = batches, mesh
+        own = own_groups(mesh, batches.groups)
+        self._own = [a * batches.groups + g for a in range(batches.accumulate) for g in own]
+
+    def read(self, step: int) -> dict[int, Any]:
+        """See `Feed`."""
+        return self.batches.groups_of(step, self._own)
+
+    def place(self, read: dict[int, Any]) -> Any:
+        """See `Feed`."""
+        batches = self.batches
+        return place(read, self._mesh, each=batches.groups, accumulate=batches.accumulate)
+
+    def ids(self, step: int) -> list[str]:
+        """See `Feed`."""
+        return [f"{entry.kind}/{entry.number}" for entry in self.batches.layout(step)[0]]
+
+
+class WholeFeed:
+    """Batches that every process makes whole: small ones, of pictures that are all in memory.
+
+    Args:
+      batches: the batch of a step.
+      mesh: the mesh.
+    """
+
+    def __init__(self, batches: Batches, mesh: Mesh):
+        self._batches, self._mesh = batches, mesh
+
+    def read(self, step: int) -> Any:
+        """See `Feed`."""
+        return self._batches(step)
+
+    def place(self, read: Any) -> Any:
+        """See `Feed`."""
+        return place_whole(read, self._mesh)
+
+    def ids(self, step: int) -> list[str]:
+        """See `Feed`; these samples have no names."""
+        return []
