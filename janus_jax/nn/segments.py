@@ -9,7 +9,7 @@ backward pass. On TPU and CPU no [T, T] array of scores exists.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash_kernel,
 )
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from janus_jax.nn.attention import attention
 
@@ -93,51 +93,66 @@ def _chunked(
 def _splash(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, interpret: bool
 ) -> jax.Array:
-    _, t, n, _ = q.shape
-    mesh = jax.sharding.get_abstract_mesh()
-    heads = mesh.shape.get("tensor", 1) if not mesh.empty else 1
-    parts = mesh.shape.get("sequence", 1) if not mesh.empty else 1
-    block = min(1024, t // parts)
-    sizes = splash_kernel.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_kv_compute=min(512, block),
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=min(512, block),
-        use_fused_bwd_kernel=True,
-    )
-    mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((t, t)) for _ in range(n)])
-    # Grouped heads share keys; the kernel takes as many of one as of the other.
-    k, v = (jnp.repeat(x, n // x.shape[2], axis=2) for x in (k, v))
-    kernel = splash_kernel.make_splash_mha(
-        mask, block_sizes=sizes, head_shards=heads, q_seq_shards=parts, interpret=interpret
-    )
-
-    def attend(kernel, q, k, v, query_ids, key_ids):
-        ids = splash_kernel.SegmentIds
-        one = lambda q, k, v, qi, ki: kernel(q, k, v, segment_ids=ids(qi, ki))  # noqa: E731
-        return jax.vmap(one)(q, k, v, query_ids, key_ids)
-
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return attend(kernel, q, k, v, segment_ids, segment_ids).swapaxes(1, 2)
-    rows, own = ("data", "fsdp"), PartitionSpec("tensor", "sequence")
-    whole = jax.sharding.get_mesh() if not mesh._any_axis_manual else mesh
-    spec = kernel.manual_sharding_spec(jax.sharding.NamedSharding(whole, own))
-    q_spec = PartitionSpec(rows, "tensor", "sequence", None)
-    kv_spec = PartitionSpec(rows, "tensor", None, None)
+        kernel = _splash_kernel(q.shape[1], q.shape[2], 1, interpret)
+        return _attend(kernel, q, k, v, segment_ids, segment_ids).swapaxes(1, 2)
+    # Pallas kernels are not partitioned: each device runs one on its own rows, heads and queries.
+    rows, parts = ("data", "fsdp"), mesh.shape["sequence"]
+    kernel = _splash_kernel(q.shape[1] // mesh.shape["tensor"], q.shape[2], parts, interpret)
+    # Which blocks of keys a device's queries see depends on where in the row they are.
+    blocks = NamedSharding(mesh, PartitionSpec(None, "sequence"))
+    queries = PartitionSpec(rows, "tensor", "sequence", None)
+    keys = PartitionSpec(rows, "tensor", None, None)
     y = jax.shard_map(
-        attend,
+        _attend,
         in_specs=(
-            spec,
-            q_spec,
-            kv_spec,
-            kv_spec,
+            kernel.manual_sharding_spec(blocks),
+            queries,
+            keys,
+            keys,
             PartitionSpec(rows, "sequence"),
             PartitionSpec(rows, None),
         ),
-        out_specs=q_spec,
+        out_specs=queries,
         check_vma=False,
     )(kernel, q, k, v, segment_ids, segment_ids)
     return y.swapaxes(1, 2)
+
+
+def _splash_kernel(heads: int, length: int, parts: int, interpret: bool) -> Any:
+    """The kernel of one device's `heads`, its queries being one of `parts` parts of the rows."""
+    block = min(1024, length // parts)
+    compute = min(512, block)
+    sizes = splash_kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=compute,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=compute,
+        use_fused_bwd_kernel=True,
+    )
+    mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length))] * heads)
+    return splash_kernel.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret
+    )
+
+
+def _attend(
+    kernel: Any,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    query_ids: jax.Array,
+    key_ids: jax.Array,
+) -> jax.Array:
+    """Rows of heads [B, N, T, H] on one device; keys [B, K, S, H] may be fewer and longer."""
+    # Grouped heads share keys; the kernel takes as many of one as of the other.
+    k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+
+    def row(q: jax.Array, k: jax.Array, v: jax.Array, qi: jax.Array, ki: jax.Array) -> jax.Array:
+        return kernel(q, k, v, segment_ids=splash_kernel.SegmentIds(qi, ki))
+
+    return jax.vmap(row)(q, k, v, query_ids, key_ids)
