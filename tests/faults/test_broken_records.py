@@ -124,9 +124,9 @@ def read(step: int, source: RecordSource) -> list[tuple[str, str]]:
     return found
 
 
-def steps(source: RecordSource, start: int, stop: int, workers: int = 0) -> Iterator[list]:
+def steps(source: RecordSource, start: int, stop: int, processes: int = 0) -> Iterator[list]:
     return prefetch(
-        functools.partial(read, source=source), start, stop, source=source, workers=workers
+        functools.partial(read, source=source), start, stop, source=source, processes=processes
     )
 
 
@@ -157,7 +157,7 @@ def test_broken_records_are_counted_exactly_in_a_pass_that_can_be_repeated_and_r
     assert source.bad.count == 100
 
     repeated = opened_spoilt(spoilt, logs[1])
-    assert list(steps(repeated, 0, PASS, workers=2)) == whole
+    assert list(steps(repeated, 0, PASS, processes=2)) == whole
     assert logs[1].read_bytes() == logs[0].read_bytes()
 
     stopped = opened_spoilt(spoilt, logs[2])

@@ -27,7 +27,7 @@ def hang(step: int) -> int:
 
 
 def test_loader_worker_killed_is_reported_and_ends_the_run():
-    batches = prefetch(die, 0, 8, workers=2)
+    batches = prefetch(die, 0, 8, processes=2)
     taken = []
     with pytest.raises(WorkerFailed, match=r"a loader worker died .* step [0-3] .*exit code -9"):
         for step in batches:
@@ -37,7 +37,7 @@ def test_loader_worker_killed_is_reported_and_ends_the_run():
 
 
 def test_loader_worker_that_hangs_is_reported_and_ends_the_run():
-    batches = prefetch(hang, 0, 8, workers=2, timeout=10)
+    batches = prefetch(hang, 0, 8, processes=2, timeout=10)
     assert [next(batches) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(WorkerFailed, match=r"no batch for step 3 within 10 s"):
         next(batches)
@@ -49,7 +49,7 @@ from train.data.prefetch import prefetch
 def read(step):
     return os.getpid()
 if __name__ == "__main__":
-    for worker in prefetch(read, 0, 10**9, workers=1):
+    for worker in prefetch(read, 0, 10**9, processes=1):
         print(worker, flush=True)
         time.sleep(0.05)
 """

@@ -1,4 +1,4 @@
-"""Batches made ahead of time, by a thread or by Grain's worker processes, in the steps' order.
+"""Batches made ahead of time, by threads or by Grain's worker processes, in the steps' order.
 
 A batch is a function of its step, so no worker has a state: whichever makes it, and whenever a run
 begins, it is the same.
@@ -42,17 +42,23 @@ def prefetch(
     stop: int,
     *,
     source: Checked | None = None,
-    workers: int = 0,
+    threads: int = 1,
+    processes: int = 0,
     timeout: float = TIMEOUT,
 ) -> Iterator[Batch]:
     """The batches of steps `start` to `stop`.
 
+    Decoding and resizing pictures leave Python's lock alone, so threads go a long way; processes go
+    further, where a host has many cores for one accelerator, and each holds the source once more.
+
     Args:
-      read: makes the batch of a step; sent to worker processes by cloudpickle.
+      read: makes the batch of a step.
       start: first step.
       stop: one past the last step.
       source: where `read` takes its samples; the broken ones of a step are counted as it is taken.
-      workers: processes; 0: one thread of this process.
+      threads: threads of this process that make batches, each one at a time.
+      processes: processes that make them instead; `read` and `source` are sent there by
+        cloudpickle.
       timeout: seconds to wait for a batch.
 
     Raises:
@@ -64,8 +70,12 @@ def prefetch(
     def make(step: int) -> tuple[Batch, list[BadSample]]:
         return read(step), source.found(step) if source is not None else []
 
-    made = _in_processes(make, start, stop, workers) if workers else map(make, range(start, stop))
-    for batch, found in _watched(made, start, timeout):
+    if processes:
+        made = [_in_processes(make, start, stop, processes)]
+    else:
+        # Steps are dealt out in turn, so that their order needs no other care.
+        made = [map(make, range(start + i, stop, threads)) for i in range(threads)]
+    for batch, found in _watched(made, start, stop, timeout):
         if source is not None:
             source.bad.settle(found)
         yield batch
@@ -84,7 +94,7 @@ class _Steps(Sequence[int]):
         return self._range[index]
 
 
-def _in_processes(make: Callable[[int], Any], start: int, stop: int, workers: int) -> Iterator[Any]:
+def _in_processes(make: Callable[[int], Any], start: int, stop: int, processes: int) -> Any:
     import grain.python as grain
     from absl import flags
 
@@ -93,7 +103,7 @@ def _in_processes(make: Callable[[int], Any], start: int, stop: int, workers: in
     steps = grain.MapDataset.source(_Steps(start, stop)).map(make)
     # One batch is being made and one is waiting in each worker: memory for two batches each.
     ahead = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+    options = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=1)
     return iter(ahead.mp_prefetch(options, worker_init_fn=_begin_worker))
 
 
@@ -115,63 +125,61 @@ def _begin_worker(index: int, count: int) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _watched(made: Iterator[Any], start: int, timeout: float) -> Iterator[Any]:
-    """The same, drawn by a thread, so that one that never comes can be told from a slow one."""
-    # The thread is a daemon: a read that hangs for good must not keep the process from ending.
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
+def _watched(made: Sequence[Iterator[Any]], start: int, stop: int, timeout: float) -> Iterator[Any]:
+    """Takes from the iterators in turn, each drawn from by a thread of its own.
+
+    The threads are daemons: a read that hangs for good must not keep the process from ending.
+    """
     closed = threading.Event()
-
-    def put(*item: Any) -> bool:
-        while not closed.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def draw() -> None:
-        try:
-            for batch in made:
-                if not put("batch", batch):
-                    break
-                del batch
-            else:
-                put("end", None)
-        except BaseException as error:  # goes on in the thread that waits
-            put("error", error)
-        finally:
-            close = getattr(made, "close", None)
-            if close is not None:
-                close()
-
-    threading.Thread(target=draw, name="prefetch", daemon=True).start()
-    step = start
+    queues: list[queue.Queue[tuple[Any, BaseException | None]]] = []
+    for items in made:
+        queues.append(queue.Queue(maxsize=1))
+        drawn = (items, queues[-1], closed)
+        threading.Thread(target=_draw, args=drawn, name="prefetch", daemon=True).start()
     try:
-        while True:
+        for step in range(start, stop):
             try:
-                kind, value = ready.get(timeout=timeout)
+                batch, error = queues[(step - start) % len(queues)].get(timeout=timeout)
             except queue.Empty:
                 raise WorkerFailed(
                     f"no batch for step {step} within {timeout:g} s: a loader worker hangs, or "
                     "storage is too slow; the run can be resumed"
                 ) from None
-            if kind == "end":
-                return
-            if kind == "error":
-                raise _explained(value, step)
-            yield value
-            step += 1
-            del value
+            if error is not None:
+                raise _explained(error, step)
+            yield batch
+            del batch  # the next one should not find this one in memory
     finally:
         closed.set()
+
+
+def _draw(items: Any, ready: queue.Queue[Any], closed: threading.Event) -> None:
+    def put(batch: Any, error: BaseException | None) -> None:
+        while not closed.is_set():
+            try:
+                ready.put((batch, error), timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    try:
+        for batch in items:
+            put(batch, None)
+            del batch
+            if closed.is_set():
+                break
+    except BaseException as error:  # goes on in the thread that waits
+        put(None, error)
+    finally:
+        if hasattr(items, "close"):
+            items.close()
 
 
 def _explained(error: BaseException, step: int) -> BaseException:
     if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
         failed = WorkerFailed(
             f"a loader worker died before the batch of step {step} was there ({error}); if memory "
-            "was short, fewer --data-workers need less; the run can be resumed"
+            "was short, fewer loader processes need less; the run can be resumed"
         )
         failed.__cause__ = error
         return failed

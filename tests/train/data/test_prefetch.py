@@ -21,9 +21,9 @@ def square(step: int) -> np.ndarray:
     return np.full(40_000, step * step)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [{}, {"threads": 4}, {"processes": 2}], ids=str)
 def test_batches_come_in_order_from_any_step(workers):
-    got = list(prefetch(square, 3, 9, workers=workers))
+    got = list(prefetch(square, 3, 9, **workers))
     assert [int(batch[0]) for batch in got] == [9, 16, 25, 36, 49, 64]
     assert all((batch == batch[0]).all() for batch in got)
 
@@ -68,6 +68,7 @@ def test_few_steps_are_made_ahead_and_none_after_the_reader_has_left():
         made.append(step)
         return step
 
+    before = set(threading.enumerate())
     batches = prefetch(read, 0, 1000)
     assert next(batches) == 0
     time.sleep(0.3)
@@ -76,7 +77,7 @@ def test_few_steps_are_made_ahead_and_none_after_the_reader_has_left():
     ahead = len(made)
     time.sleep(0.5)
     assert len(made) <= ahead + 1
-    assert not [t for t in threading.enumerate() if t.name == "prefetch" and t.is_alive()]
+    assert not [t for t in set(threading.enumerate()) - before if t.name == "prefetch"]
 
 
 @pytest.fixture
@@ -86,16 +87,16 @@ def spoilt(tmp_path: Path) -> str:
     return str(write_set(tmp_path / "set", [*good, *broken, *map(text, range(8))]))
 
 
-def stream(source: RecordSource, start: int, stop: int, workers: int = 0) -> Iterator[dict]:
+def stream(source: RecordSource, start: int, stop: int, processes: int = 0) -> Iterator[dict]:
     batches = PackedBatches(
         source, kinds=("understanding", "text"), length=200, image_size=16, image_tokens=4
     )
     read = functools.partial(batches.groups_of, numbers=[0])
-    return prefetch(read, start, stop, source=source, workers=workers)
+    return prefetch(read, start, stop, source=source, processes=processes)
 
 
-def run(source: RecordSource, start: int, stop: int, workers: int = 0) -> list[dict]:
-    return [batch[0] for batch in stream(source, start, stop, workers)]
+def run(source: RecordSource, start: int, stop: int, processes: int = 0) -> list[dict]:
+    return [batch[0] for batch in stream(source, start, stop, processes)]
 
 
 MIX = {"understanding": 3, "text": 1}
@@ -118,7 +119,7 @@ def test_steps_with_broken_samples_are_the_same_again_in_processes_and_when_resu
     batches = run(whole, 0, 16)
     assert whole.bad.count == 4
     elsewhere = opened(spoilt, samples=MIX, bad_log=logs[1])
-    assert same(run(elsewhere, 0, 16, workers=2), batches)
+    assert same(run(elsewhere, 0, 16, processes=2), batches)
     assert logs[1].read_bytes() == logs[0].read_bytes()
     # Stopped in step 5, with later steps made ahead and a line half written; the state was that
     # of step 3.
