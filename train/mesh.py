@@ -21,31 +21,46 @@ def training_mesh(text: str) -> Mesh:
     """The mesh of `--mesh`, over the first devices of one host or over all devices of many.
 
     Args:
-      text: sizes of axes; `all` for one of them takes the devices that the others leave.
+      text: see `mesh_sizes`.
 
     Raises:
       InputError: not that form, or more or, with several processes, fewer places than devices.
     """
+    devices = jax.devices()
+    sizes = mesh_sizes(text, len(devices), exact=jax.process_count() > 1)
+    return make_mesh(sizes, devices[: math.prod(sizes.values())])
+
+
+def mesh_sizes(text: str, devices: int, *, exact: bool) -> dict[str, int]:
+    """Reads `--mesh`.
+
+    Args:
+      text: sizes of axes; `all` for one of them takes the devices that the others leave.
+      devices: how many there are.
+      exact: whether all of them must have a place.
+
+    Raises:
+      InputError: not that form, or more or, if `exact`, fewer places than devices.
+    """
     axes = [part.partition("=")[0] for part in text.split(",") if part.endswith("=all")]
     sizes = parse_mesh(text.replace("=all", "=1"))
-    devices = jax.devices()
     if len(axes) > 1:
         raise InputError(f"--mesh {text}", "`all` for one axis only")
     if axes:
         others = math.prod(sizes.values())
-        if len(devices) % others:
+        if devices % others:
             raise InputError(
-                f"--mesh {text}: {len(devices)} devices do not divide by {others}",
+                f"--mesh {text}: {devices} devices do not divide by {others}",
                 fix="choose sizes whose product divides the number of devices",
             )
-        sizes[axes[0]] = len(devices) // others
+        sizes[axes[0]] = devices // others
     places = math.prod(sizes.values())
-    if places > len(devices) or (jax.process_count() > 1 and places != len(devices)):
+    if places > devices or (exact and places != devices):
         raise InputError(
-            f"--mesh {text} has {places} places for {len(devices)} devices",
+            f"--mesh {text} has {places} places for {devices} devices",
             fix="choose sizes whose product is the number of devices, or fsdp=all",
         )
-    return make_mesh(sizes, devices[:places])
+    return sizes
 
 
 def batch_shards(mesh: Mesh) -> int:
