@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from janus_jax.cli import assemble, chat, convert, data, doctor, generate, train
+from janus_jax.cli import assemble, chat, convert, data, doctor, generate, plan, train
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError, RunFailed
 
@@ -48,6 +48,7 @@ def _options(detail: bool) -> type:
             | Annotated[chat.Chat, named("chat", chat.Chat)]
             | Annotated[convert.Convert, named("convert", convert.Convert)]
             | Annotated[train.Train, named("train", train.Train)]
+            | Annotated[plan.Plan, named("plan", plan.Plan)]
             | Annotated[data.Data, named("data", data.Data)]
             | Annotated[assemble.Assemble, named("assemble", assemble.Assemble)]
             | Annotated[doctor.Doctor, named("doctor", doctor.Doctor)]
@@ -113,12 +114,14 @@ def _dispatch(argv: Sequence[str]) -> int:
         # hints of the compiler are no features of this processor. It is harmless, and it would bury
         # our own messages. What truly fails in XLA is raised as well as logged.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if words[:1] in (["train"], ["data"]):
-        # These parse their own flags, which only the trainer knows.
-        from janus_jax.cache import enable_compile_cache
+    # These parse their own flags, which only the trainer knows.
+    handed_on = {"train": train, "plan": plan, "data": data}.get(words[0] if words else "")
+    if handed_on is not None:
+        if handed_on is not plan:
+            from janus_jax.cache import enable_compile_cache
 
-        enable_compile_cache()
-        return (train if words[0] == "train" else data).run(words[1:])
+            enable_compile_cache()
+        return handed_on.run(words[1:])
     command = _parse(argv)
     from janus_jax.cache import enable_compile_cache
 
@@ -134,7 +137,7 @@ def _dispatch(argv: Sequence[str]) -> int:
             return convert.run(command)
         case doctor.Doctor():
             return doctor.run(command)
-    # `train` and `data` stand among the subcommands only to be listed: they were handed on above.
+    # `train`, `plan` and `data` stand among the subcommands only to be listed; see above.
     raise AssertionError(command)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash_kernel,
 )
@@ -26,6 +27,11 @@ Kernel = Literal["splash", "cudnn", "chunked"]
 KERNELS: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
 
 CHUNK = 512
+# Queries and keys that splash attention works on at a time.
+BLOCK = 1024
+
+# Name for remat policies of what attention yields; on TPU also of the sums of its softmax.
+CONTEXT = "context"
 
 
 def kernel_of(platform: str) -> Kernel:
@@ -56,14 +62,16 @@ def segment_attention(
       interpret: run splash in the Pallas interpreter (tests).
 
     Returns:
-      [B, T, N, H] in q's dtype.
+      [B, T, N, H] in q's dtype, named `CONTEXT` for remat policies.
     """
     if kernel == "splash":
         return _splash(q * scale, k, v, segment_ids, interpret)
     if kernel == "cudnn":
         mask = _visible(segment_ids, segment_ids, 0)[:, None]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="cudnn")
-    return _chunked(q, k, v, segment_ids, scale)
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="cudnn")
+    else:
+        y = _chunked(q, k, v, segment_ids, scale)
+    return checkpoint_name(y, CONTEXT)
 
 
 def _visible(queries: jax.Array, keys: jax.Array, first: jax.Array | int) -> jax.Array:
@@ -123,8 +131,10 @@ def _splash(
 
 def _splash_kernel(heads: int, length: int, parts: int, interpret: bool) -> Any:
     """The kernel of one device's `heads`, its queries being one of `parts` parts of the rows."""
-    block = min(1024, length // parts)
+    block = min(BLOCK, length // parts)
     compute = min(512, block)
+    # Queries' gradients have a kernel of their own: the fused one writes them once for each block
+    # of keys, and adding those up costs more than making the scores again (docs/LOG.md).
     sizes = splash_kernel.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -132,11 +142,17 @@ def _splash_kernel(heads: int, length: int, parts: int, interpret: bool) -> Any:
         block_q_dkv=block,
         block_kv_dkv=block,
         block_kv_dkv_compute=compute,
-        use_fused_bwd_kernel=True,
+        block_q_dq=block,
+        block_kv_dq=block,
     )
     mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length))] * heads)
     return splash_kernel.make_splash_mha(
-        mask, block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=parts,
+        residual_checkpoint_name=CONTEXT,
+        interpret=interpret,
     )
 
 
