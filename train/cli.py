@@ -44,11 +44,14 @@ class Flags:
       run_dir: directory of the run; default runs/PRESET.
       resume: go on where a run with the same config stopped.
       overwrite: delete the run that is there.
+      fall_back: with --resume: where the newest checkpoint is damaged, delete it and go on from the
+        one before.
     """
 
     run_dir: Path | None = None
     resume: bool = False
     overwrite: bool = False
+    fall_back: bool = False
 
 
 def main(argv: list[str]) -> int:
@@ -70,7 +73,8 @@ def main(argv: list[str]) -> int:
     name, rest = argv[0], argv[1:]
     if name in RECIPES:
         flags = parse(Flags, rest, prog=f"janus-jax train {name}")
-        return run_recipe(RECIPES[name], flags.run_dir or Path("runs"), overwrite=flags.overwrite)
+        root = flags.run_dir or Path("runs")
+        return run_recipe(RECIPES[name], root, overwrite=flags.overwrite, fall_back=flags.fall_back)
     if name not in PRESETS:
         known = [*RECIPES, *PRESETS]
         nearest = difflib.get_close_matches(name, known, 1)
@@ -93,16 +97,20 @@ def main(argv: list[str]) -> int:
         flags.run_dir or Path("runs") / name,
         resume=flags.resume,
         overwrite=flags.overwrite,
+        fall_back=flags.fall_back,
     )
 
 
-def run_recipe(recipe: tuple[TrainConfig, ...], root: Path, *, overwrite: bool) -> int:
+def run_recipe(
+    recipe: tuple[TrainConfig, ...], root: Path, *, overwrite: bool, fall_back: bool = False
+) -> int:
     """Makes the runs of a recipe in order; the same command goes on after a stop.
 
     Args:
       recipe: the presets.
       root: holds the run directories; finished runs in it are skipped.
       overwrite: delete and make all runs again.
+      fall_back: go on from the checkpoint before the newest where that is damaged.
 
     Returns:
       The exit status: 0 done, 75 stopped with the state of the current run saved.
@@ -115,7 +123,8 @@ def run_recipe(recipe: tuple[TrainConfig, ...], root: Path, *, overwrite: bool) 
     for config in recipe:
         run_dir = root / config.name
         resume = not overwrite and (run_dir / "config.json").exists()
-        status = run(config, run_dir, resume=resume, overwrite=overwrite)
+        flags = dict(resume=resume, overwrite=overwrite, fall_back=fall_back and resume)
+        status = run(config, run_dir, **flags)
         if status:
             return status
     print(f"the model is in {root / recipe[-1].name / 'model'}", file=sys.stderr)

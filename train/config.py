@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from janus_jax.errors import InputError
 from train.data.packing import Kind
+from train.watch.config import GuardConfig, ProfileConfig, WatchConfig
 
 # Children of `JanusModel`; a preset's `trainable` and `init` speak of them.
 PARTS = ("vision", "aligner", "gen_embed", "gen_aligner", "image_head", "llm", "vq")
@@ -117,6 +118,9 @@ class TrainConfig:
       log_every: steps between two lines of metrics.
       preview_every: steps between two sample pictures; 0 for none.
       checkpoint_every: steps between two checkpoints.
+      guard: what is done about bad numbers.
+      watch: who is told of the run.
+      profile: which steps are profiled.
     """
 
     name: str
@@ -146,6 +150,9 @@ class TrainConfig:
     log_every: int = 20
     preview_every: int = 1000
     checkpoint_every: int = 500
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def __post_init__(self) -> None:
         """Refuses values that no run can have.

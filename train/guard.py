@@ -50,8 +50,9 @@ class GuardState:
 
 def first_guard() -> GuardState:
     """The guard of a run that has made no step."""
-    zero = jnp.zeros((), jnp.int32)
-    return GuardState(jnp.zeros((), jnp.float32), zero, zero, zero)
+    # Arrays of their own, for the step gives the memory of each away.
+    counts = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return GuardState(jnp.zeros((), jnp.float32), *counts)
 
 
 def judge(

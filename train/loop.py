@@ -1,23 +1,26 @@
 """The training loop, from an empty directory to a saved model.
 
 A run directory holds `config.json` (the resolved preset), `metrics.jsonl`, `checkpoints/`,
-`previews/`, and at the end `params/` (the parts that this run and its ancestors trained) and, when
-all parts are there, `model/`, which `janus-jax generate --model` and `chat --model` read. `done` is
-written last.
+`previews/`, `goodput.json`, perhaps `bad_steps.jsonl` and what else watches the run, and at the end
+`params/` (the parts that this run and its ancestors trained) and, when all parts are there,
+`model/`, which `janus-jax generate --model` and `chat --model` read. `done` is written last.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from PIL import Image
 
 from janus_jax.errors import InputError
 from janus_jax.functional import flat_params
@@ -25,11 +28,10 @@ from janus_jax.params_io import save_params
 from train import rundir
 from train.checkpoints import Checkpoints
 from train.config import PARTS, TrainConfig
-from train.data.pipeline import stream
+from train.data.prefetch import prefetch
 from train.export import export_model
 from train.init import initial_parts
 from train.mesh import training_mesh
-from train.metrics import MetricsLog
 from train.optim import make_optimizer
 from train.previews import save_preview
 from train.state import (
@@ -40,8 +42,10 @@ from train.state import (
     state_shardings,
 )
 from train.step import make_step, quotients
-from train.stopping import EXIT_PREEMPTED, Stop, stop_on_signal
+from train.stopping import EXIT_PREEMPTED, Stop, Stopped, stop_on_signal
 from train.task import Task, make_task
+from train.watch.goodput import Goodput
+from train.watch.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,14 @@ class Run:
     shardings: TrainState
 
 
-def run(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool) -> int:
+def run(
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    fall_back: bool = False,
+) -> int:
     """Trains one preset.
 
     Args:
@@ -74,26 +85,33 @@ def run(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool) ->
       run_dir: where the run lives.
       resume: go on where a run with the same config stopped (a finished run is left alone).
       overwrite: delete what is there.
+      fall_back: go on from the checkpoint before the newest where that is damaged.
 
     Returns:
       The exit status: 0 done, 75 stopped by SIGTERM or Ctrl-C with its state saved.
 
     Raises:
       InputError: the directory holds a run and neither flag is given, or one of another config, or
-        is in use; or an initial part is missing, or the mesh does not fit.
+        is in use or too small; or an initial part is missing, or the mesh does not fit, or a
+        checkpoint is damaged.
+      RunFailed: too many bad steps in a row.
     """
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other", "one of them")
+    if fall_back and not resume:
+        raise InputError("--fall-back goes with --resume", fix="add --resume")
     with rundir.locked(run_dir):
         rundir.prepare(config, run_dir, resume=resume, overwrite=overwrite)
         if rundir.is_finished(run_dir):
             print(f"{config.name}: already done, in {run_dir}", file=sys.stderr)
             return 0
+        goodput = Goodput(run_dir / "goodput.json")
         with stop_on_signal() as stop:
             # Leaving the block waits for the last save.
             with closing(Checkpoints(run_dir / "checkpoints")) as checkpoints:
-                this, state = start(config, run_dir, checkpoints)
-                state = train(this, state, checkpoints, stop)
+                this, state = start(config, run_dir, checkpoints, fall_back=fall_back)
+                goodput.resumed(int(state.step))
+                state = train(this, state, checkpoints, stop, goodput)
             done = int(state.step)
             if done < config.steps:
                 print(f"{config.name}: stopped and saved at step {done}", file=sys.stderr)
@@ -103,11 +121,14 @@ def run(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool) ->
             return EXIT_PREEMPTED if stop.requested else 0
 
 
-def start(config: TrainConfig, run_dir: Path, checkpoints: Checkpoints) -> tuple[Run, TrainState]:
+def start(
+    config: TrainConfig, run_dir: Path, checkpoints: Checkpoints, *, fall_back: bool
+) -> tuple[Run, TrainState]:
     """The state that training goes on from: the newest checkpoint, or a fresh one.
 
     Raises:
-      InputError: an initial part is missing, the mesh does not fit, or the checkpoint does not.
+      InputError: an initial part is missing, the mesh does not fit, or the checkpoint does not, or
+        the disk has no room for the next one.
     """
     mesh = training_mesh(config.mesh)
     task = make_task(config, mesh)
@@ -115,6 +136,7 @@ def start(config: TrainConfig, run_dir: Path, checkpoints: Checkpoints) -> tuple
     parts = trained_children(config)
     like = abstract_state(task.abstract, parts, optimizer)
     shardings = state_shardings(like, mesh)
+    checkpoints.check_room(like)
     latest = checkpoints.latest()
     # Before the weights are made, so that a missing run is reported at once.
     wanted = set(config.initial_runs()) if latest is None else {"vq"}
@@ -126,14 +148,18 @@ def start(config: TrainConfig, run_dir: Path, checkpoints: Checkpoints) -> tuple
             task.init, config.seed, task.from_layers(nnx.State(given)), shardings.params
         )
         return this, first_state(params, parts, optimizer, shardings)
-    state = checkpoints.restore(like, shardings)
-    print(f"{config.name}: resumed at step {int(state.step)}", file=sys.stderr)
+    state = checkpoints.restore(like, shardings, fall_back=fall_back)
+    found = checkpoints.record(int(state.step))
+    print(f"{config.name}: resumed from {found.summary()}", file=sys.stderr)
     return this, state
 
 
-def train(run: Run, state: TrainState, checkpoints: Checkpoints, stop: Stop) -> TrainState:
+def train(
+    run: Run, state: TrainState, checkpoints: Checkpoints, stop: Stop, goodput: Goodput
+) -> TrainState:
     """Steps until the last one or until `stop` is requested; what it returns has been saved."""
-    config, task, first = run.config, run.task, int(state.step)
+    config, task = run.config, run.task
+    done = saved = int(state.step)
     feed = task.feed(run.tokenizer, "train")
     step_fn = make_step(
         task.graphdef,
@@ -143,40 +169,64 @@ def train(run: Run, state: TrainState, checkpoints: Checkpoints, stop: Stop) -> 
         shardings=run.shardings,
         accumulate=config.accumulate,
         compute_dtype=config.compute_dtype,
+        guard=config.guard,
     )
-    preview = make_preview(run) if config.preview_every else None
-    metrics_path = run.directory / "metrics.jsonl"
-    with closing(
-        MetricsLog(metrics_path, steps=config.steps, start=first, title=config.name)
-    ) as log:
-        for done, read in enumerate(stream(feed.read, first, config.steps), first + 1):
-            batch = feed.place(read)
-            with jax.set_mesh(run.mesh):
+    evaluate = make_evaluation(run) if config.preview_every else None
+    batches: Any = prefetch(feed.read, done, config.steps)
+    watch = Watch(
+        run.directory,
+        goodput,
+        name=config.name,
+        settings=dataclasses.asdict(config),
+        start=done,
+        steps=config.steps,
+        ids=feed.ids,
+        guard=config.guard,
+        watch=config.watch,
+        profile=config.profile,
+    )
+
+    def save() -> None:
+        with watch.save(done) as metrics:
+            checkpoints.save(
+                done,
+                state,
+                metrics=metrics,
+                sampler={"next_sample": done * config.batch_size, "seed": config.seed},
+                config=dataclasses.asdict(config),
+            )
+
+    with closing(watch), closing(batches):
+        while done < config.steps and not stop.requested:
+            try:
+                with stop.interruptible(), watch.waiting_for_data():
+                    read = next(batches)
+            except Stopped:
+                break
+            with watch.step(done + 1), jax.set_mesh(run.mesh):
                 # The old state's memory is gone after this line; nothing else may hold its arrays.
-                state, values = step_fn(state, batch)
+                state, values = step_fn(state, feed.place(read))
+            done += 1
             stop.has_unsaved_steps()
             last = done == config.steps
-            if done % config.log_every == 0 or last:
-                log.add(done, values)
-            if preview and (done % config.preview_every == 0 or last):
-                log.flush()
-                log.write(preview(done, state))
-            # Read once: a signal that comes between two looks would return without saving.
-            stopping = stop.requested
-            if done % config.checkpoint_every == 0 or last or stopping:
-                # A checkpoint says that everything up to its step has been written.
-                log.flush()
-                checkpoints.save(done, state)
-            if stopping:
-                break
+            watch.stepped(done, values, log=done % config.log_every == 0 or last)
+            if evaluate and (done % config.preview_every == 0 or last):
+                # A signal ends the evaluation, not the run's last word.
+                with suppress(Stopped), stop.interruptible(), watch.evaluation():
+                    evaluate(done, state, watch)
+            if done % config.checkpoint_every == 0 or last:
+                save()
+                saved = done
+        if saved < done:
+            save()
     return state
 
 
-def make_preview(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
-    """What is done every `preview_every` steps: sample pictures, and the loss on held-out data.
+def make_evaluation(run: Run) -> Callable[[int, TrainState, Watch], None]:
+    """What is done every `preview_every` steps: the loss on held-out data, and sample pictures.
 
     Returns:
-      `preview(step, state) -> record` for the metrics file.
+      `evaluate(step, state, watch)`.
     """
     task = run.task
     feed = task.feed(run.tokenizer, "heldout")
@@ -186,15 +236,16 @@ def make_preview(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
     def measure(params: nnx.State, batch: Any) -> dict[str, jax.Array]:
         return quotients(task.loss(nnx.merge(task.graphdef, params), batch, jax.random.key(0)))
 
-    def preview(step: int, state: TrainState) -> dict[str, float]:
+    def evaluate(step: int, state: TrainState, watch: Watch) -> None:
         with jax.set_mesh(run.mesh):
             values = jax.device_get(measure(state.params, batch))
-        path = run.directory / "previews" / f"{step:07d}.png"
-        save_preview(whole_params(run, state), task.config, path)
         losses = {k: float(v) for k, v in values.items() if k.endswith("_loss")}
-        return {"step": step} | {f"heldout_{k}": v for k, v in losses.items()}
+        watch.evaluated(step, {f"heldout_{k}": v for k, v in losses.items()})
+        path = run.directory / "previews" / f"{step:07d}.png"
+        if captions := save_preview(whole_params(run, state), task.config, path):
+            watch.pictures(step, lambda: np.asarray(Image.open(path)), captions)
 
-    return preview
+    return evaluate
 
 
 def whole_params(run: Run, state: TrainState) -> nnx.State:

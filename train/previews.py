@@ -50,7 +50,7 @@ def grid(rows: Sequence[np.ndarray], *, scale: int = 2, margin: int = 2) -> Imag
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def save_preview(params: nnx.State, config: JanusConfig, path: Path) -> None:
+def save_preview(params: nnx.State, config: JanusConfig, path: Path) -> dict[str, list[str]] | None:
     """Draws what the model can do now: true pictures above, the model's below.
 
     A tokenizer shows reconstructions; a whole model draws the names. The first row pair is of the
@@ -61,9 +61,12 @@ def save_preview(params: nnx.State, config: JanusConfig, path: Path) -> None:
       params: the parameters there are, as they are on disk.
       config: the architecture.
       path: the PNG to write; its directory is made.
+
+    Returns:
+      The names of the pictures by split, in order; None where there is nothing to show.
     """
     if "vq" not in params:
-        return
+        return None
     # Every 13th, so that the sheet is not sixteen tones of one hand.
     splits = [
         [e for e in load_emoji() if e.split == split][::13][:COUNT]
@@ -77,6 +80,10 @@ def save_preview(params: nnx.State, config: JanusConfig, path: Path) -> None:
     cut = len(splits[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     grid([pictures[0], drawn[:cut], pictures[1], drawn[cut:]]).save(path)
+    return {
+        f"{split} names": [e.name for e in records]
+        for split, records in zip(("train", "heldout"), splits, strict=True)
+    }
 
 
 def reconstruct(params: nnx.State, config: JanusConfig, pictures: np.ndarray) -> np.ndarray:

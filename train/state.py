@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.sharding import DEFAULT_RULES, Rules, param_shardings
+from train.guard import GuardState, first_guard
 
 
 @jax.tree_util.register_dataclass
@@ -21,16 +22,18 @@ class TrainState:
     """Everything a run carries from step to step.
 
     Attributes:
-      step: int32 scalar, updates made.
+      step: int32 scalar, steps made; those that bad numbers skipped count too.
       trainable: parameters that train.
       frozen: parameters that do not: no gradient, no optimizer state.
       opt_state: optimizer state of `trainable`.
+      guard: what is remembered to tell bad numbers.
     """
 
     step: jax.Array
     trainable: nnx.State
     frozen: nnx.State
     opt_state: Any
+    guard: GuardState
 
     @property
     def params(self) -> nnx.State:
@@ -58,7 +61,8 @@ def abstract_state(
     """
     trainable, frozen = nnx.split_state(params, is_trainable(parts), ...)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState(step, trainable, frozen, jax.eval_shape(optimizer.init, trainable))
+    opt_state, guard = jax.eval_shape(optimizer.init, trainable), jax.eval_shape(first_guard)
+    return TrainState(step, trainable, frozen, opt_state, guard)
 
 
 def state_shardings(state: TrainState, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> TrainState:
@@ -80,7 +84,8 @@ def state_shardings(state: TrainState, mesh: Mesh, rules: Rules = DEFAULT_RULES)
         return trainable if isinstance(part, nnx.State) else whole
 
     opt_state = jax.tree.map(moments, state.opt_state, is_leaf=lambda x: isinstance(x, nnx.State))
-    return TrainState(whole, trainable, param_shardings(state.frozen, mesh, rules), opt_state)
+    frozen, guard = param_shardings(state.frozen, mesh, rules), jax.tree.map(moments, state.guard)
+    return TrainState(whole, trainable, frozen, opt_state, guard)
 
 
 def create_params(
@@ -131,4 +136,5 @@ def first_state(
     trainable, frozen = nnx.split_state(params, is_trainable(parts), ...)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
-    return TrainState(step, trainable, frozen, opt_state)
+    guard = jax.device_put(first_guard(), shardings.guard)
+    return TrainState(step, trainable, frozen, opt_state, guard)

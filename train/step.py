@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from train.guard import choose, judge, report
 from train.state import TrainState
+from train.watch.config import GuardConfig
 
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -28,6 +30,7 @@ def make_step(
     shardings: TrainState | None = None,
     accumulate: int = 1,
     compute_dtype: Any = jnp.float32,
+    guard: GuardConfig = GuardConfig(),  # noqa: B008  (frozen)
 ) -> Any:
     """The compiled step.
 
@@ -45,6 +48,7 @@ def make_step(
         of all their samples together.
       compute_dtype: parameters are cast to it before they are gathered and used; the state keeps
         its own dtype.
+      guard: what a step with bad numbers is; its update is left out, see `train.guard`.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, jitted; the old state's memory is reused.
@@ -80,14 +84,18 @@ def make_step(
             (grads, sums), _ = jax.lax.scan(add, zero, batch)
         grads = jax.tree.map(lambda g: g / sums["loss"][1], grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        updated = (optax.apply_updates(state.trainable, updates), opt_state)
         metrics = {**quotients(sums), "grad_norm": optax.tree.norm(grads)}
+        good, after = judge(state.guard, metrics["loss"], metrics["grad_norm"], guard)
+        trainable, opt_state = choose(good, updated, (state.trainable, state.opt_state))
         new = replace(
             state,
             step=state.step + 1,
-            trainable=optax.apply_updates(state.trainable, updates),
+            trainable=trainable,
             opt_state=opt_state,
+            guard=after,
         )
-        return new, metrics
+        return new, {**metrics, **report(good, state.guard, after)}
 
     if shardings is None:
         return jax.jit(step, donate_argnums=0)

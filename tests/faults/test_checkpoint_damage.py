@@ -13,6 +13,7 @@ import pytest
 
 from janus_jax.errors import InputError
 from train.checkpoints import Checkpoints
+from train.guard import first_guard
 from train.state import TrainState
 
 KEPT, NEWEST = 4, 6
@@ -23,7 +24,8 @@ def state(step: int) -> Any:
     key = jax.random.key(step)
     weights: Any = {"w": jax.random.normal(key, (96, 64)), "b": jnp.ones(3, jnp.bfloat16) * step}
     frozen: Any = {"v": jnp.arange(300.0)}
-    return TrainState(jnp.int32(step), weights, frozen, (jax.random.normal(key, (500,)), ()))
+    moments = jax.random.normal(key, (500,))
+    return TrainState(jnp.int32(step), weights, frozen, (moments, ()), first_guard())
 
 
 def same(a: Any, b: Any) -> bool:

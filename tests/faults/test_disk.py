@@ -12,6 +12,7 @@ from janus_jax.errors import InputError
 from tests.faults.disks import small_disk
 from train import checkpoints as module
 from train.checkpoints import Checkpoints
+from train.guard import first_guard
 from train.state import TrainState
 
 MEGABYTE = 2**20
@@ -26,7 +27,7 @@ def disk(tmp_path):
 def state(value: float) -> Any:
     """Two megabytes."""
     weights: Any = {"w": jnp.full((MEGABYTE // 4,), value)}
-    return TrainState(jnp.int32(1), weights, weights, ())
+    return TrainState(jnp.int32(1), weights, weights, (), first_guard())
 
 
 def assert_newest(directory: Path, step: int) -> None:
@@ -64,7 +65,7 @@ def test_a_disk_without_room_is_found_before_a_save(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(2, state(2))
     checkpoints.check_finished()
-    needed = int(1.2 * (2 * MEGABYTE + 4))
+    needed = int(1.2 * (2 * MEGABYTE + 4 + 16))
     for free, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(module, "free_bytes", lambda path, free=free: free)
         if fits:

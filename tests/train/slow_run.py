@@ -19,14 +19,14 @@ def main() -> None:
     from janus_jax.cli.main import main
     from train import loop
 
-    batches_of = loop.stream
+    batches_of = loop.prefetch
 
     def slowly(*args):
         for batch in batches_of(*args):
             time.sleep(PAUSE)
             yield batch
 
-    loop.stream = slowly
+    loop.prefetch = slowly
     main(sys.argv[1:])
 
 

@@ -25,7 +25,8 @@ def state(value: float = 0.0, size: int = 4, **extra) -> Any:
 
 def toy(trainable: Any, moments: Any) -> Any:
     frozen: Any = {"v": jnp.arange(3.0)}
-    return TrainState(jnp.asarray(7, jnp.int32), trainable, frozen, (moments, ()))
+    guard: Any = ()
+    return TrainState(jnp.asarray(7, jnp.int32), trainable, frozen, (moments, ()), guard)
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def sharded(sizes: dict[str, int], value: Any) -> Any:
     mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
     tiles = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
     whole = NamedSharding(mesh, PartitionSpec())
-    places = TrainState(whole, {"w": tiles}, {"v": whole}, (tiles, ()))  # pyright: ignore
+    places = TrainState(whole, {"w": tiles}, {"v": whole}, (tiles, ()), ())  # pyright: ignore
     return jax.tree.map(jax.device_put, value, places)
 
 

@@ -14,8 +14,8 @@ def runs(monkeypatch) -> list[tuple]:
     """What would have been run."""
     seen = []
 
-    def record(config, run_dir, *, resume, overwrite):
-        seen.append((config, run_dir, resume, overwrite))
+    def record(config, run_dir, **flags):
+        seen.append((config, run_dir, {name for name, value in flags.items() if value}))
         return 0
 
     monkeypatch.setattr(loop, "run", record)
@@ -49,23 +49,29 @@ def test_a_preset_s_help_shows_every_field(capsys):
 
 def test_a_preset_alone_runs_as_it_is(runs):
     assert main.run(["train", "emoji-stage2"]) == 0
-    assert runs == [(PRESETS["emoji-stage2"], Path("runs/emoji-stage2"), False, False)]
+    assert runs == [(PRESETS["emoji-stage2"], Path("runs/emoji-stage2"), set())]
 
 
 def test_fields_and_flags_are_set(runs, tmp_path):
-    words = f"train emoji-vq --run-dir {tmp_path} --resume --optimizer.learning-rate 3e-4"
+    words = (
+        f"train emoji-vq --run-dir {tmp_path} --resume --fall-back --optimizer.learning-rate 3e-4"
+    )
     words += " --steps 7 --vq-loss.entropy 0.5 --trainable vq"
     assert main.run(words.split()) == 0
-    ((config, run_dir, resume, overwrite),) = runs
+    ((config, run_dir, flags),) = runs
     assert config.optimizer.learning_rate == 3e-4
     assert config.optimizer.schedule == PRESETS["emoji-vq"].optimizer.schedule
     assert (config.steps, config.vq_loss.entropy, config.trainable) == (7, 0.5, ("vq",))
-    assert (run_dir, resume, overwrite) == (tmp_path, True, False)
+    assert (run_dir, flags) == (tmp_path, {"resume", "fall_back"})
 
 
 def test_a_recipe_runs_all_its_presets_in_order(runs, tmp_path, capsys):
-    assert main.run(["train", "emoji", "--run-dir", str(tmp_path)]) == 0
+    (tmp_path / "emoji-vq").mkdir()
+    (tmp_path / "emoji-vq" / "config.json").write_text("{}")
+    assert main.run(["train", "emoji", "--run-dir", str(tmp_path), "--fall-back"]) == 0
     assert [config for config, *_ in runs] == list(EMOJI_RECIPE)
+    # Only what is there can be gone on with.
+    assert [flags for *_, flags in runs] == [{"resume", "fall_back"}, *[set()] * 5]
     assert [run_dir for _, run_dir, *_ in runs] == [tmp_path / c.name for c in EMOJI_RECIPE]
     assert str(tmp_path / "emoji-stage3" / "model") in capsys.readouterr().err
 

@@ -125,7 +125,8 @@ def test_a_preview_measures_held_out_data_and_draws_every_name(recipe):
     step, preview = metrics(run_dir)
     kinds = ("understanding", "text", "generation")
     assert set(step) == {
-        *("step", "loss", "grad_norm", *(f"{k}_{of}" for k in kinds for of in ("loss", "tokens")))
+        *("step", "loss", "grad_norm", "skipped"),
+        *(f"{k}_{of}" for k in kinds for of in ("loss", "tokens")),
     }
     losses = ("understanding_loss", "text_loss", "generation_loss")
     assert set(preview) == {"step", *(f"heldout_{k}" for k in losses)}

@@ -1,0 +1,143 @@
+"""What the processes of the training's fault tests run; its imports are made once for all.
+
+Nothing here may start a thread: the processes are forked after it was imported.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+if "tests.conftest" not in sys.modules:
+    # In the server only: tracing is quicker without the checks, and other tests make them.
+    os.environ["JANUS_JAX_TYPECHECK"] = "0"
+import jax
+
+import tests.conftest  # noqa: F401  (devices, precision and compile cache, as in the tests)
+from janus_jax.cli import main
+from janus_jax.config import DEBUG
+from train import checkpoints, feed, loop
+from train.data import samples
+from train.data.emoji import load_emoji, load_pictures
+
+# A small data set, for its pictures are encoded at every start.
+RECORDS = load_emoji()[::40]
+# Made once, and found in memory by all processes.
+samples.emoji_tokenizer(DEBUG.llm.vocab_size)
+load_pictures(tuple(e for e in RECORDS if e.split == "train"), DEBUG.image_size)
+
+
+def training(argv: list[str], log: Path, marks: Path | None = None, at: str = "") -> None:
+    """Runs `janus-jax train` and ends the process with its status.
+
+    Args:
+      argv: what follows `janus-jax train`.
+      log: file that gets what is printed, after what it holds.
+      marks: gets `ids.jsonl`, the samples of every batch that is read, and a file `at` once the run
+        has come there.
+      at: where the run waits for a signal, a key of `WAITS`; empty for nowhere.
+    """
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    jax.config.update("jax_disable_most_optimizations", True)
+    samples.load_emoji = lambda: RECORDS
+    if marks is not None:
+        _write_ids(marks / "ids.jsonl")
+    if at:
+        assert marks is not None
+        WAITS[at](marks / at)
+    main.main(["train", *argv])
+
+
+def _write_ids(path: Path) -> None:
+    """Has the samples of every batch written down when it is read."""
+    read = feed.PackedFeed.read
+
+    def recorded(self: feed.PackedFeed, step: int):
+        groups = read(self, step)
+        line = json.dumps([step, self.ids(step)]) + "\n"
+        # One write, so that a line is there whole or not at all.
+        with path.open("ab", buffering=0) as file:
+            file.write(line.encode())
+        return groups
+
+    feed.PackedFeed.read = recorded
+
+
+def _wait(mark: Path, seconds: float = 60) -> None:
+    """Says where the run is and stays there, as it would in something slow."""
+    mark.touch()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def _in_a_data_wait(mark: Path) -> None:
+    """The batch of the third step does not come."""
+    read = feed.PackedFeed.read
+
+    def slow(self: feed.PackedFeed, step: int):
+        if step == 2:
+            _wait(mark)
+        return read(self, step)
+
+    feed.PackedFeed.read = slow
+
+
+def _in_the_evaluation(mark: Path) -> None:
+    loop.save_preview = lambda *args, **kwargs: _wait(mark)
+
+
+def _in_the_first_compilation(mark: Path) -> None:
+    """Where the compile cache has the program, compiling is over at once."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    make = loop.make_step
+
+    def make_step(*args, **kwargs):
+        step = make(*args, **kwargs)
+
+        def first(*args):
+            mark.touch()
+            return step(*args)
+
+        return first
+
+    loop.make_step = make_step
+
+
+def _in_a_step(mark: Path) -> None:
+    """Steps take half a second, most of it on the way to the device."""
+    place = feed.PackedFeed.place
+    made = []
+
+    def slow(self: feed.PackedFeed, read):
+        made.append(read)
+        if len(made) == 3:
+            mark.touch()
+        time.sleep(0.5)
+        return place(self, read)
+
+    feed.PackedFeed.place = slow
+
+
+def _in_a_save(mark: Path) -> None:
+    """The first save waits before it begins to write."""
+    save = checkpoints.Checkpoints.save
+
+    def slow(self: checkpoints.Checkpoints, *args, **kwargs):
+        _wait(mark)
+        save(self, *args, **kwargs)
+
+    checkpoints.Checkpoints.save = slow
+
+
+WAITS: dict[str, Callable[[Path], None]] = {
+    "data wait": _in_a_data_wait,
+    "evaluation": _in_the_evaluation,
+    "first compilation": _in_the_first_compilation,
+    "save": _in_a_save,
+    "step": _in_a_step,
+}
