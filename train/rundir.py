@@ -15,6 +15,8 @@ from janus_jax.errors import InputError
 from train.config import TrainConfig
 
 LOCK = ".lock"
+# Settings that may change when a run is gone on with: they watch it, or stop it.
+FREE = ("watch.", "profile.", "guard.")
 
 
 @contextmanager
@@ -58,6 +60,8 @@ def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool
       resume: go on with the run that is there, if it has the same config.
       overwrite: delete the run that is there.
 
+    A run that goes on with other settings of those in `FREE` has them written down.
+
     Raises:
       InputError: a run is there and neither flag is given, or one of another config (lists the
         differences), or `overwrite` would delete something that is no run.
@@ -86,13 +90,15 @@ def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool
     different = [
         f"{key}: {found.get(key, 'nothing')!r} there, {wanted.get(key, 'nothing')!r} here"
         for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key)
+        if found.get(key) != wanted.get(key) and not key.startswith(FREE)
     ]
     if different:
         raise InputError(
             f"--run-dir {run_dir} holds a run of another config ({'; '.join(different)})",
             fix="use the same values, or another --run-dir",
         )
+    if found != wanted:
+        write_json(record, content)
 
 
 def is_finished(run_dir: Path) -> bool:

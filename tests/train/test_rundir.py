@@ -1,10 +1,13 @@
 """Run directories: what may be written over, and by whom."""
 
+import dataclasses
+
 import pytest
 
 from janus_jax.errors import InputError
 from tests.train.runs import tiny
 from train import rundir
+from train.watch.config import ProfileConfig
 
 CONFIG = tiny("emoji-vq")
 
@@ -19,6 +22,17 @@ def test_a_new_run_records_its_config(tmp_path):
     record = rundir.read_json(tmp_path / "a" / "b" / "config.json")
     assert record["model"] == "debug" and record["vq_loss"]["entropy"] == 0.05
     prepare(tmp_path / "a" / "b", resume=True)
+
+
+def test_how_a_run_is_watched_may_change_when_it_goes_on(tmp_path):
+    prepare(tmp_path)
+    watched = dataclasses.replace(CONFIG, profile=ProfileConfig("10:15"))
+    with rundir.locked(tmp_path):
+        rundir.prepare(watched, tmp_path, resume=True, overwrite=False)
+    assert rundir.read_json(tmp_path / "config.json")["profile"] == {"steps": "10:15"}
+    with rundir.locked(tmp_path), pytest.raises(InputError, match="seed: 0 there, 1 here"):
+        other = dataclasses.replace(watched, seed=1)
+        rundir.prepare(other, tmp_path, resume=True, overwrite=False)
 
 
 def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
