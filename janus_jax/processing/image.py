@@ -7,9 +7,12 @@ two disagree on purpose: one must not lose content, the other must not paint gre
 Dims: S side of the square model input in pixels.
 """
 
+import contextlib
 import io
 import math
+import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -107,7 +110,8 @@ def load_image(
         InputError: The file is missing, unreadable, not an image, broken, empty or too big.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "the given PIL image", max_pixels)
+        with _quiet():
+            return _to_rgb(source, "the given PIL image", max_pixels)
     if isinstance(source, bytes):
         return _read(io.BytesIO(source), "the given bytes", max_pixels, at_least)
     name = f"image file {str(source)!r}"
@@ -130,9 +134,7 @@ def _read(file: BinaryIO, name: str, max_pixels: int, at_least: int | None) -> I
     """Opens a seekable binary file as an image; `name` is what messages call it."""
     Image.init()
     formats = [f for f in _FORMATS if f in Image.OPEN]  # AVIF and JPEG 2000 are optional builds
-    with warnings.catch_warnings():
-        # Pillow warns of damaged metadata and of sizes that are refused below anyway.
-        warnings.simplefilter("ignore")
+    with _quiet():
         try:
             image = Image.open(file, formats=formats)
         except Image.DecompressionBombError as error:
@@ -148,20 +150,49 @@ def _read(file: BinaryIO, name: str, max_pixels: int, at_least: int | None) -> I
                 _check_size(image.size, name, max_pixels)
                 width, height = (math.ceil(n * at_least / max(image.size)) for n in image.size)
                 image.draft(None, (width, height))
-            return _to_rgb(image, name, max_pixels)
+            return _to_rgb(image, name, max_pixels, own=True)
 
 
-def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    """Decodes, turns upright and converts to RGB; never changes `image` itself."""
+_quiet_lock = threading.Lock()
+_quiet_stack = contextlib.ExitStack()
+_quiet_depth = 0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides Pillow's warnings, of damaged metadata and of sizes that are refused anyway.
+
+    Python's own filters belong to the process: of two threads that change them at once, the one
+    that ends last would leave them changed for good. So the first thread in sets them, and the
+    last one out restores them.
+    """
+    global _quiet_depth
+    with _quiet_lock:
+        if not _quiet_depth:
+            _quiet_stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        _quiet_depth += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_depth -= 1
+            if not _quiet_depth:
+                _quiet_stack.close()
+
+
+def _to_rgb(image: Image.Image, name: str, max_pixels: int, own: bool = False) -> Image.Image:
+    """Decodes, turns upright and converts to RGB; never changes `image` unless it is our `own`."""
     _check_size(image.size, name, max_pixels)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image.load()
-            _check_size(image.size, name, max_pixels)  # an icon's header may have lied
-            turn = _UPRIGHT.get(_orientation(image))
+        image.load()
+        _check_size(image.size, name, max_pixels)  # an icon's header may have lied
+        turn = _UPRIGHT.get(_orientation(image))
+        if own and image.mode == "RGB" and image.format == "JPEG":
+            rgb = image  # spares a copy; a file of one frame is a plain picture once it is decoded
+        else:
             rgb = _flatten(image)
-            return rgb if turn is None else rgb.transpose(turn)
+        return rgb if turn is None else rgb.transpose(turn)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -216,7 +247,9 @@ def _reason(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def understanding_canvas(image: Image.Image, settings: ImageSettings) -> np.ndarray:
+def understanding_canvas(
+    image: Image.Image, settings: ImageSettings, out: np.ndarray | None = None
+) -> np.ndarray:
     """Letterboxes a picture on the background colour.
 
     The longer side becomes S (bicubic with antialiasing, also upwards), the other keeps the aspect
@@ -227,6 +260,7 @@ def understanding_canvas(image: Image.Image, settings: ImageSettings) -> np.ndar
     Args:
         image: RGB picture of any size.
         settings: Canvas size, background and rounding rule.
+        out: uint8 [S, S, 3], contiguous, to draw on; by default a new array.
 
     Returns:
         uint8 [S, S, 3].
@@ -247,9 +281,11 @@ def understanding_canvas(image: Image.Image, settings: ImageSettings) -> np.ndar
         resized = _resize(image, width, height)
     else:
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    canvas = Image.new("RGB", (side, side), settings.background)
-    canvas.paste(resized, ((side - width) // 2, (side - height) // 2))
-    return np.array(canvas)
+    canvas = np.empty((side, side, 3), np.uint8) if out is None else out
+    canvas.reshape(side, -1)[:] = np.tile(np.array(settings.background, np.uint8), side)
+    left, top = (side - width) // 2, (side - height) // 2
+    canvas[top : top + height, left : left + width] = np.asarray(resized)
+    return canvas
 
 
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +200,37 @@ def test_a_picture_without_pixels_is_refused():
             understanding_canvas(empty, JANUS)
         with pytest.raises(InputError, match="empty"):
             generation_pixels(empty, 48)
+
+
+def test_jpeg_files_may_be_decoded_smaller_but_not_smaller_than_asked():
+    pixels = np.linspace(0, 255, 600 * 810 * 3).astype(np.uint8).reshape(600, 810, 3)
+    file = encoded(Image.fromarray(pixels), "JPEG")
+    sizes = {side: load_image(file, at_least=side).size for side in (100, 101, 203, 406, 900)}
+    assert sizes == {
+        100: (102, 75),
+        101: (102, 75),
+        203: (405, 300),
+        406: (810, 600),
+        900: (810, 600),
+    }
+    other = encoded(Image.fromarray(pixels), "PNG")
+    assert load_image(other, at_least=100).size == (810, 600)
+    with pytest.raises(InputError, match="810x600 = 486000 pixels"):
+        load_image(file, max_pixels=400_000, at_least=100)
+    with pytest.raises(InputError, match="broken image"):
+        load_image(file[: len(file) // 2], at_least=100)
+
+
+def test_threads_leave_the_warning_filters_as_they_were():
+    file = encoded(picture(300, 200), "JPEG")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(load_image, [file] * 200))
+    assert warnings.filters == before
+
+
+def test_a_canvas_is_drawn_on_the_array_that_is_given():
+    canvases = np.full((2, 384, 384, 3), 7, np.uint8)
+    assert understanding_canvas(picture(50, 20), JANUS, canvases[1]) is not None
+    np.testing.assert_array_equal(canvases[1], understanding_canvas(picture(50, 20), JANUS))
+    assert (canvases[0] == 7).all()

@@ -156,9 +156,12 @@ class Preparation:
         """uint8 [M, S, S, 3]; normalised in the train step."""
         settings = self.processor.image
         side = settings.image_size if self.fast_decode else None
+        shape = (len(record.images), settings.image_size, settings.image_size, 3)
+        pictures = np.empty(shape, np.uint8)
         with _broken(record, "picture cannot be decoded"):
-            loaded = (load_image(data, at_least=side) for data in record.images)
-            return np.stack([understanding_canvas(image, settings) for image in loaded])
+            for data, canvas in zip(record.images, pictures, strict=True):
+                understanding_canvas(load_image(data, at_least=side), settings, canvas)
+        return pictures
 
 
 @contextmanager
