@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.checkpoint import save_model
-from janus_jax.config import JanusConfig
 from janus_jax.functional import count_params
-from janus_jax.processing.settings import EMOJI_PROCESSOR
-from train.data.samples import emoji_tokenizer
+from train.config import TrainConfig
+from train.init import Origin
 
-CARD = """# {name}
+EMOJI_CARD = """# {name}
 
 A tiny Janus-Pro ({parameters:,} parameters) trained by Janus-JAX on 3,546 of the 3,941 Twemoji
 drawings and their English and Chinese names. It draws {size} x {size} pictures from a name and
@@ -29,35 +28,49 @@ combinations and concepts were never seen in training; `bench/emoji.py` measures
 """
 
 
-def export_model(params: Any, config: JanusConfig, path: Path, *, run: str) -> None:
+CARD = """# {name}
+
+A Janus-Pro ({parameters:,} parameters; {depth} layers of width {width}; pictures of {size} x
+{size}), trained by Janus-JAX.
+
+Run: `janus-jax train {run}`, {steps} steps, from {init}.
+Data: {data}. What they may be used for, so may this model; the same holds for what it starts from.
+"""
+
+
+def export_model(params: Any, origin: Origin, path: Path, config: TrainConfig) -> None:
     """Writes a model directory, parameters in bfloat16.
 
     Args:
       params: all parameters.
-      config: the architecture.
+      origin: architecture, vocabulary and processor.
       path: the directory.
-      run: name of the run, for the card and the manifest.
+      config: the run, for the card and the manifest.
 
     Raises:
       InputError: the directory cannot be written.
     """
-    card = CARD.format(
-        name=config.name,
-        run=run,
+    model = origin.model
+    card = (CARD if config.data else EMOJI_CARD).format(
+        name=model.name,
+        run=config.name,
         parameters=count_params(params),
-        size=config.image_size,
-        codes=config.vq.codebook_size,
-        depth=config.llm.depth,
-        width=config.llm.width,
+        size=model.image_size,
+        codes=model.vq.codebook_size,
+        depth=model.llm.depth,
+        width=model.llm.width,
+        steps=config.steps,
+        init=", ".join(sorted(set(config.initial_runs().values()))) or "random weights",
+        data=", ".join(config.data),
     )
-    image = dataclasses.replace(EMOJI_PROCESSOR.image, image_size=config.image_size)
+    image = dataclasses.replace(origin.processor.image, image_size=model.image_size)
     save_model(
         path,
-        config,
+        model,
         params,
-        emoji_tokenizer(config.llm.vocab_size),
-        dataclasses.replace(EMOJI_PROCESSOR, image=image),
+        origin.tokenizer,
+        dataclasses.replace(origin.processor, image=image),
         card_text=card,
         dtype="bfloat16",
-        source=f"janus-jax train {run}",
+        source=f"janus-jax train {config.name}",
     )

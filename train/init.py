@@ -1,22 +1,99 @@
-"""Where a run's first parameters come from: earlier runs and model directories."""
+"""What a run begins with: parameters, vocabulary and architecture of earlier runs and of models."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from janus_jax.config import JanusConfig
+from janus_jax.config import JanusConfig, get_config
 from janus_jax.errors import InputError
 from janus_jax.functional import abstract
-from janus_jax.locate import is_model
+from janus_jax.locate import find_model, is_model
+from janus_jax.manifest import read_json
 from janus_jax.params_io import restore_params
+from janus_jax.processing.settings import EMOJI_PROCESSOR, ProcessorConfig
+from janus_jax.processing.tokenizer import Tokenizer
 from janus_jax.sharding import param_shardings
 from train import rundir
 from train.config import PARTS, TrainConfig
+from train.data.samples import emoji_tokenizer
+
+TOKENIZER, PROCESSOR = "tokenizer.json", "preprocessor.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run is about beside its numbers.
+
+    Attributes:
+      model: the architecture.
+      tokenizer: the vocabulary.
+      processor: image settings, role names and system prompt.
+    """
+
+    model: JanusConfig
+    tokenizer: Tokenizer
+    processor: ProcessorConfig
+
+
+def find_origin(config: TrainConfig, run_dir: Path) -> Origin:
+    """Architecture, vocabulary and processor of a run.
+
+    A run on record data takes the last two from what it starts from, and keeps a copy, from which
+    it resumes and which the runs that start from it find.
+
+    Raises:
+      InputError: an unknown architecture, or nothing that the run starts from has them.
+    """
+    sources = [source_directory(name, run_dir) for name in config.initial_runs().values()]
+    if config.model:
+        model = get_config(config.model)
+    else:
+        models = [s for s in sources if is_model(s)]
+        if not models:
+            raise InputError(
+                "--model is missing, and --init names no model directory to take it from",
+                fix="add --model janus-pro-1b, or --init MODEL",
+            )
+        model = JanusConfig.from_json(read_json(models[0] / "config.json"))
+    if not config.data:
+        return Origin(model, emoji_tokenizer(model.llm.vocab_size), EMOJI_PROCESSOR)
+    for source in (run_dir, *sources):
+        if (source / TOKENIZER).is_file() and (source / PROCESSOR).is_file():
+            tokenizer = Tokenizer.from_file(source / TOKENIZER)
+            processor = ProcessorConfig.load(source / PROCESSOR)
+            if source != run_dir:
+                tokenizer.save(run_dir / TOKENIZER)
+                processor.save(run_dir / PROCESSOR)
+            return Origin(model, tokenizer, processor)
+    raise InputError(
+        f"nothing that the run starts from has a {TOKENIZER} and a {PROCESSOR}",
+        fix="add a model directory to --init, such as one that `janus-jax assemble` writes",
+    )
+
+
+def source_directory(name: str, run_dir: Path) -> Path:
+    """The run beside `run_dir`, the directory, or the model that an `init` entry names.
+
+    Raises:
+      InputError: there is none.
+    """
+    beside = run_dir.parent / name
+    if is_model(beside) or rundir.is_finished(beside):
+        return beside
+    try:
+        return find_model(name)
+    except InputError as error:
+        raise InputError(
+            f"--init {name}: {beside} holds no finished run and no model, and {error.what}",
+            error.allowed,
+            f"train {name} first, or name another run or a model",
+        ) from error
 
 
 def initial_parts(
@@ -50,17 +127,10 @@ def initial_parts(
     loaded: dict[str, nnx.State] = {}
     shapes = abstract(model)[1]
     for name, parts in sources.items():
-        directory = run_dir.parent / name
-        have: list[str]
-        if is_model(directory):
-            have = list(PARTS)
-        elif rundir.is_finished(directory):
+        directory = source_directory(name, run_dir)
+        have = list(PARTS)
+        if not is_model(directory):
             have = rundir.read_json(directory / "done").get("parts", [])
-        else:
-            raise InputError(
-                f"--init {parts[0]}={name}: {directory} holds no finished run and no model",
-                fix=f"train {name} first, or name another run or a model directory",
-            )
         missing = sorted(set(parts) - set(have))
         if missing:
             raise InputError(f"--init {missing[0]}={name}: that run has only {', '.join(have)}")

@@ -30,10 +30,13 @@ from train.checkpoints import Checkpoints
 from train.config import PARTS, TrainConfig
 from train.data.prefetch import prefetch
 from train.export import export_model
+from train.feed import Feed
 from train.init import initial_parts
 from train.mesh import training_mesh
 from train.optim import make_optimizer
-from train.previews import save_preview
+from train.own_data import resolve
+from train.previews import find_examples, save_preview
+from train.report import print_heldout
 from train.state import (
     TrainState,
     abstract_state,
@@ -41,7 +44,7 @@ from train.state import (
     first_state,
     state_shardings,
 )
-from train.step import make_step, quotients
+from train.step import Sums, make_step, quotients
 from train.stopping import EXIT_PREEMPTED, Stop, Stopped, stop_on_signal
 from train.task import Task, make_task
 from train.watch.goodput import Goodput
@@ -105,6 +108,7 @@ def run(
         if rundir.is_finished(run_dir):
             print(f"{config.name}: already done, in {run_dir}", file=sys.stderr)
             return 0
+        config = resolve(config, run_dir)
         goodput = Goodput(run_dir / "goodput.json")
         with stop_on_signal() as stop:
             # Leaving the block waits for the last save.
@@ -131,16 +135,16 @@ def start(
         the disk has no room for the next one.
     """
     mesh = training_mesh(config.mesh)
-    task = make_task(config, mesh)
+    task = make_task(config, mesh, run_dir)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    parts = trained_children(config)
+    parts = config.trained_children()
     like = abstract_state(task.abstract, parts, optimizer)
     shardings = state_shardings(like, mesh)
     checkpoints.check_room(like)
     latest = checkpoints.latest()
     # Before the weights are made, so that a missing run is reported at once.
     wanted = set(config.initial_runs()) if latest is None else {"vq"}
-    given = initial_parts(config, run_dir, task.config, mesh, wanted)
+    given = initial_parts(config, run_dir, task.origin.model, mesh, wanted)
     tokenizer = given.pop("vq", None) if "vq" not in task.abstract else None
     this = Run(config, run_dir, mesh, task, tokenizer, shardings)
     if latest is None:
@@ -197,6 +201,10 @@ def train(
             )
 
     with closing(watch), closing(batches):
+        if evaluate and config.data and not done:
+            # What the training changes is told by what was there before it.
+            with suppress(Stopped), stop.interruptible(), watch.evaluation():
+                evaluate(0, state, watch)
         while done < config.steps and not stop.requested:
             try:
                 with stop.interruptible(), watch.waiting_for_data():
@@ -228,22 +236,38 @@ def make_evaluation(run: Run) -> Callable[[int, TrainState, Watch], None]:
     Returns:
       `evaluate(step, state, watch)`.
     """
-    task = run.task
-    feed = task.feed(run.tokenizer, "heldout")
-    batch = feed.place(feed.read(0))
+    config, task = run.config, run.task
+    # A run on somebody's own data may keep nothing out.
+    measured = bool(config.heldout or not config.data)
+    feed = task.feed(run.tokenizer, "heldout") if measured else None
+    examples = None
+    if config.data:
+        splits = {"train": config.data, "heldout": config.heldout}
+        examples = find_examples(task.origin, splits)
 
     @jax.jit
-    def measure(params: nnx.State, batch: Any) -> dict[str, jax.Array]:
-        return quotients(task.loss(nnx.merge(task.graphdef, params), batch, jax.random.key(0)))
+    def measure(params: nnx.State, batch: Any) -> Sums:
+        return task.loss(nnx.merge(task.graphdef, params), batch, jax.random.key(0))
+
+    def losses(feed: Feed, state: TrainState) -> dict[str, float]:
+        with jax.set_mesh(run.mesh):
+            sums = [
+                measure(state.params, feed.place(feed.read(number))) for number in range(feed.steps)
+            ]
+            values = jax.device_get(quotients(jax.tree.map(lambda *parts: sum(parts), *sums)))
+        return {
+            f"heldout_{kind}_loss": float(values[f"{kind}_loss"])
+            for kind in (name.removesuffix("_loss") for name in values if name.endswith("_loss"))
+            if values[f"{kind}_tokens"] > 0
+        }
 
     def evaluate(step: int, state: TrainState, watch: Watch) -> None:
-        with jax.set_mesh(run.mesh):
-            values = jax.device_get(measure(state.params, batch))
-        losses = {k: float(v) for k, v in values.items() if k.endswith("_loss")}
-        watch.evaluated(step, {f"heldout_{k}": v for k, v in losses.items()})
+        if feed is not None:
+            watch.evaluated(step, losses(feed, state))
         path = run.directory / "previews" / f"{step:07d}.png"
-        if captions := save_preview(whole_params(run, state), task.config, path):
-            watch.pictures(step, lambda: np.asarray(Image.open(path)), captions)
+        shown = save_preview(whole_params(run, state), task.origin.model, path, examples)
+        if shown:
+            watch.pictures(step, lambda: np.asarray(Image.open(path)), shown)
 
     return evaluate
 
@@ -255,14 +279,6 @@ def whole_params(run: Run, state: TrainState) -> nnx.State:
         return params
     tokenizer = jax.device_put(run.tokenizer, run.shardings.step)
     return nnx.State({**params, "vq": tokenizer})
-
-
-def trained_children(config: TrainConfig) -> tuple[str, ...]:
-    """The children of the task's module that train.
-
-    They are the preset's parts, and the text tower that only the contrastive objective has.
-    """
-    return (*config.trainable, "text_tower")
 
 
 def finish(run: Run, state: TrainState) -> None:
@@ -278,7 +294,8 @@ def finish(run: Run, state: TrainState) -> None:
     params = nnx.State({part: whole[part] for part in PARTS if part in trained})
     save_params(run_dir / "params", params)
     if trained == set(PARTS):
-        export_model(params, run.task.config, run_dir / "model", run=config.name)
+        export_model(params, run.task.origin, run_dir / "model", config)
+        print_heldout(run_dir)
     rundir.write_json(
         run_dir / "done",
         {"parts": list(params), "parameters": len(flat_params(params)), "steps": config.steps},

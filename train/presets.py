@@ -8,11 +8,10 @@ parts come first, each on the training split alone.
 from __future__ import annotations
 
 from train.config import Mixture, OptimizerConfig, TrainConfig, VQLossConfig
+from train.published import ADAPTORS, PUBLISHED
 
 # Four samples of an emoji with its name.
 EMOJI_LENGTH = 256
-
-ADAPTORS = ("aligner", "gen_aligner", "image_head", "gen_embed")
 
 EMOJI_VQ = TrainConfig(
     name="emoji-vq",
@@ -112,4 +111,4 @@ EMOJI_STAGE3 = TrainConfig(
 
 EMOJI_RECIPE = (EMOJI_VQ, EMOJI_SIGLIP, EMOJI_LLM, EMOJI_STAGE1, EMOJI_STAGE2, EMOJI_STAGE3)
 
-PRESETS: dict[str, TrainConfig] = {preset.name: preset for preset in EMOJI_RECIPE}
+PRESETS: dict[str, TrainConfig] = {preset.name: preset for preset in (*EMOJI_RECIPE, *PUBLISHED)}

@@ -21,8 +21,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from janus_jax.config import JanusConfig
 from janus_jax.models.janus import JanusModel
-from janus_jax.models.llama import Layer
-from janus_jax.nn.layers import gelu
+from janus_jax.models.llama import Attention, Layer
+from janus_jax.nn.layers import gelu, precision
 from janus_jax.nn.segments import Kernel, segment_attention
 from janus_jax.sharding import constrain
 from train.config import Remat
@@ -86,7 +86,11 @@ class ScannedJanus(JanusModel):
             return self._layer(layer, x, rope, mask)
 
         saved = SAVED.get(self.remat, ())
-        return self.llm.norm(self._scan(self.llm.layers[0], run, x, saved))
+        return self.llm.norm(self._scan(self.decoder(), run, x, saved))
+
+    def decoder(self) -> Layer:
+        """The decoder layers, stacked, as `hidden` scans over them."""
+        return self.llm.layers[0]
 
     def image_logits(self, hidden: jax.Array) -> jax.Array:
         """[G, C, D] -> [G, C, K] float32."""
@@ -99,14 +103,23 @@ class ScannedJanus(JanusModel):
     def _layer(self, layer: Layer, x: jax.Array, rope: Any, segment_ids: jax.Array) -> jax.Array:
         x = constrain(x, "batch", "length", None)
         attn, mlp = layer.attn, layer.mlp
-        q, k, v = attn.project(layer.attn_norm(x), rope)
-        q, k, v = (checkpoint_name(y, n) for y, n in ((q, "q"), (k, "k"), (v, "v")))
+        q, k, v = self._project(attn, layer.attn_norm(x), rope)
         y = segment_attention(q, k, v, segment_ids, scale=attn.head_dim**-0.5, kernel=self.kernel)
-        y = checkpoint_name(y.reshape(*y.shape[:2], -1), "context")
-        x = x + checkpoint_name(attn.out(y), "attn_out")
+        x = x + checkpoint_name(attn.out(y.reshape(*y.shape[:2], -1)), "attn_out")
         h = layer.mlp_norm(x)
         gate, up = checkpoint_name(mlp.gate(h), "gate"), checkpoint_name(mlp.up(h), "up")
         return x + mlp.down(jax.nn.silu(gate) * up)
+
+    def _project(
+        self, attn: Attention, x: jax.Array, rope: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """`Attention.project`, kept in the order [B, N, T, H] that TPU attention reads."""
+        b, t, _ = x.shape
+        shape = (b, t, -1, attn.head_dim)
+        q, k, v = (y(x).reshape(shape).swapaxes(1, 2) for y in (attn.q, attn.k, attn.v))
+        named = ((rotated(q, *rope), "q"), (rotated(k, *rope), "k"), (v, "v"))
+        q, k, v = (checkpoint_name(y, name).swapaxes(1, 2) for y, name in named)
+        return q, k, v
 
     def _scan(
         self,
@@ -124,6 +137,25 @@ class ScannedJanus(JanusModel):
             policy = jax.checkpoint_policies.save_only_these_names(*saved)
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         return jax.lax.scan(body, x, params)[0]
+
+
+def rotated(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """`janus_jax.nn.rope.apply_rope` for [B, N, T, H], the halves swapped by a product.
+
+    A matrix of ones and minus ones swaps them exactly, and on a TPU it costs less than to cut the
+    lanes in two and put them together again (docs/LOG.md).
+
+    Args:
+      x: [B, N, T, H].
+      cos: [B, T, 1, H] float32.
+      sin: [B, T, 1, H] float32.
+    """
+    h = x.shape[-1]
+    sign = jnp.where(jnp.arange(h) < h // 2, -1, 1).astype(x.dtype)
+    swap = jnp.roll(jnp.eye(h, dtype=x.dtype), h // 2, axis=1) * sign
+    swapped = jnp.einsum("bnth,hk->bntk", x, swap, precision=precision(x.dtype))
+    cos, sin = cos.swapaxes(1, 2), sin.swapaxes(1, 2)
+    return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
 
 
 def stack(params: nnx.State) -> nnx.State:

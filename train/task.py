@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from janus_jax.config import JanusConfig, get_config
+from janus_jax.cli.common import progress_bar
+from janus_jax.config import JanusConfig
 from janus_jax.errors import InputError
 from janus_jax.functional import abstract
 from janus_jax.models.janus import JanusModel
@@ -22,9 +24,16 @@ from janus_jax.nn.segments import kernel_of
 from train.config import TrainConfig
 from train.data.batches import PackedBatches
 from train.data.emoji_source import EmojiSource
-from train.data.packing import KINDS
+from train.data.every_sample import EverySample
+from train.data.mixture import parse_data
+from train.data.packing import KINDS, Kind
+from train.data.record_source import RecordSource, open_source
+from train.data.records.shards import open_records
 from train.data.samples import EmojiData
+from train.data.source import Source
 from train.feed import Feed, PackedFeed, WholeFeed
+from train.init import Origin, find_origin
+from train.lora import LORA, LoraJanus, abstract_lora, init_lora, merged
 from train.mesh import batch_shards
 from train.objectives import contrastive, janus, vq
 from train.scanned import ScannedJanus, stack, unstack
@@ -38,7 +47,7 @@ class Task:
     """What a run does.
 
     Attributes:
-      config: the architecture.
+      origin: architecture, vocabulary and processor.
       graphdef: static graph of the module that the loss runs.
       abstract: its parameters, as shapes with their logical axes.
       init: makes them from a key.
@@ -49,7 +58,7 @@ class Task:
       to_layers: and back.
     """
 
-    config: JanusConfig
+    origin: Origin
     graphdef: Any
     abstract: nnx.State
     init: Callable[[jax.Array], nnx.State]
@@ -59,29 +68,31 @@ class Task:
     to_layers: Callable[[nnx.State], nnx.State]
 
 
-def make_task(config: TrainConfig, mesh: Mesh) -> Task:
+def make_task(config: TrainConfig, mesh: Mesh, run_dir: Path) -> Task:
     """The task of a preset.
 
     Args:
       config: the preset.
       mesh: where it runs.
+      run_dir: directory of the run, which lists broken samples and keeps the vocabulary.
 
     Raises:
-      InputError: an unknown architecture.
+      InputError: an unknown architecture, or no vocabulary to be found.
     """
+    origin = find_origin(config, run_dir)
     if config.objective == "janus":
-        return _stage(config, mesh)
-    model = get_config(config.model)
+        return _stage(config, origin, mesh, run_dir)
+    model = origin.model
     if config.objective == "vq":
         data = functools.partial(_emoji, config, model)
         return _small(
-            model,
+            origin,
             lambda rngs: vq.VQPart(model, rngs),
             lambda module, batch, key: _means(*vq.loss(module, batch, config.vq_loss)),
             lambda _, split: WholeFeed(data(split).pictures_only(), mesh),
         )
     return _small(
-        model,
+        origin,
         lambda rngs: contrastive.ContrastivePart(model, rngs),
         lambda module, batch, key: _means(*contrastive.loss(module, batch)),
         lambda _, split: WholeFeed(_emoji(config, model, split).named_pictures(), mesh),
@@ -89,14 +100,14 @@ def make_task(config: TrainConfig, mesh: Mesh) -> Task:
 
 
 def _small(
-    model: JanusConfig,
+    origin: Origin,
     build: Callable[[nnx.Rngs], nnx.Module],
     loss: LossFn,
     feed: Callable[[nnx.State | None, str], Feed],
 ) -> Task:
     graphdef, params = nnx.split(build(ShapesOnly()))
     return Task(
-        config=model,
+        origin=origin,
         graphdef=graphdef,
         abstract=params,
         init=lambda key: nnx.split(build(nnx.Rngs(params=key)))[1],
@@ -107,50 +118,116 @@ def _small(
     )
 
 
-def _stage(config: TrainConfig, mesh: Mesh) -> Task:
-    model, groups = get_config(config.model), batch_shards(mesh)
-    counts = config.samples()
-    module = ScannedJanus(
-        model,
-        ShapesOnly(),
+def stage_program(
+    config: TrainConfig, model: JanusConfig, mesh: Mesh, drawings: int
+) -> tuple[Any, LossFn]:
+    """What a stage computes, without its data: the module's static graph, and the loss.
+
+    Args:
+      config: the preset.
+      model: the architecture.
+      mesh: where it runs.
+      drawings: pictures to draw in a step; only noise on their codes needs it.
+    """
+    how: dict[str, Any] = dict(
         dtype=jnp.dtype(config.compute_dtype),
         kernel=kernel_of(mesh.devices.flat[0].platform),
         remat=config.remat,
     )
+    if config.lora.rank:
+        module: ScannedJanus = LoraJanus(model, ShapesOnly(), lora=config.lora, **how)
+    else:
+        module = ScannedJanus(model, ShapesOnly(), **how)
+    loss = functools.partial(
+        janus.loss,
+        groups=batch_shards(mesh),
+        drawings=drawings,
+        text_weight=config.text_loss_weight,
+        code_noise=config.code_noise,
+        chunk=config.loss_chunk,
+    )
+    return nnx.graphdef(module), loss
+
+
+def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Task:
+    model, counts, lora = origin.model, config.samples(), config.lora
+    graphdef, loss = stage_program(config, model, mesh, counts["generation"])
+    shapes = stack(abstract(model)[1])
+    if lora.rank:
+        shapes = nnx.State({**shapes, LORA: abstract_lora(model, lora)})
+
+    def init(key: jax.Array) -> nnx.State:
+        params = stack(nnx.split(JanusModel(model, nnx.Rngs(params=key)))[1])
+        return nnx.State({**params, LORA: init_lora(model, lora, key)}) if lora.rank else params
+
+    def to_layers(params: nnx.State) -> nnx.State:
+        return unstack(merged(params, lora) if lora.rank else params)
 
     def feed(tokenizer: nnx.State | None, split: str) -> Feed:
-        data, codes = _emoji(config, model, split), None
-        if counts["generation"]:
-            codes = encode_pictures(model, tokenizer, data.pictures)
+        source: Source
+        steps = 1
+        if config.data and split == "train":
+            source = _records(config, origin, config.data, run_dir / "bad_samples.jsonl")
+        elif config.data:
+            held = _records(config, origin, config.heldout)
+            source = EverySample(held, config.batch_size or 8 * batch_shards(mesh))
+            steps = source.steps
+        else:
+            data, codes = _emoji(config, model, split), None
+            if counts["generation"]:
+                codes = encode_pictures(model, tokenizer, data.pictures)
+            source = EmojiSource(data, counts, codes)
         batches = PackedBatches(
-            EmojiSource(data, counts, codes),
+            source,
             kinds=[kind for kind in KINDS if counts[kind]],
             length=config.length,
             image_size=model.image_size,
             image_tokens=model.num_image_tokens,
-            groups=groups,
+            groups=batch_shards(mesh),
             accumulate=config.accumulate if split == "train" else 1,
-            rows=config.rows if split == "train" else 0,
+            rows=config.rows if split == "train" or not config.batch_size else 0,
         )
-        return PackedFeed(batches, mesh)
+        return PackedFeed(batches, mesh, steps)
 
     return Task(
-        config=model,
-        graphdef=nnx.graphdef(module),
-        abstract=stack(abstract(model)[1]),
-        init=lambda key: stack(nnx.split(JanusModel(model, nnx.Rngs(params=key)))[1]),
-        loss=functools.partial(
-            janus.loss,
-            groups=groups,
-            drawings=counts["generation"],
-            text_weight=config.text_loss_weight,
-            code_noise=config.code_noise,
-            chunk=config.loss_chunk,
-        ),
+        origin=origin,
+        graphdef=graphdef,
+        abstract=shapes,
+        init=init,
+        loss=loss,
         feed=feed,
         from_layers=stack,
-        to_layers=unstack,
+        to_layers=to_layers,
     )
+
+
+def _records(
+    config: TrainConfig, origin: Origin, data: tuple[str, ...], bad_log: Path | None = None
+) -> RecordSource:
+    """The samples of data sets: those of the steps, or, without a log, all that are held out."""
+    training, model = bad_log is not None, origin.model
+    samples: dict[Kind, int] = config.samples()
+    if not training:
+        there = {kind for s in parse_data(data) for kind in open_records(s.directory).kinds}
+        samples = {kind: min(n, 1) for kind, n in samples.items() if kind in there}
+    with progress_bar("measuring") as progress:
+        return open_source(
+            data,
+            samples=samples,
+            length=config.length,
+            seed=config.seed,
+            tokenizer=origin.tokenizer,
+            processor=origin.processor,
+            image_tokens=model.num_image_tokens,
+            codebook_size=model.vq.codebook_size,
+            rows=0 if config.batch_size or not training else config.rows,
+            caption_drop=config.caption_drop if training else 0.0,
+            max_bad_samples=config.max_bad_samples if training else None,
+            bad_log=bad_log,
+            fast_decode=config.fast_decode,
+            workers=config.data_workers,
+            progress=progress,
+        )
 
 
 def _emoji(config: TrainConfig, model: JanusConfig, split: str) -> EmojiData:

@@ -1,5 +1,7 @@
 """The train step over meshes: one loss, one set of gradients, one trajectory, on every layout."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,8 @@ class Trained:
     def __init__(self, mesh: str, tokenizer: nnx.State, steps: int = STEPS, **changes):
         config = tiny("emoji-stage3", mesh=mesh, batch_size=40, length=128, **changes)
         where = training_mesh(mesh)
-        task, optimizer = make_task(config, where), make_optimizer(config.optimizer, STEPS)
+        task = make_task(config, where, Path("unused"))
+        optimizer = make_optimizer(config.optimizer, STEPS)
         like = abstract_state(task.abstract, config.trainable, optimizer)
         places = state_shardings(like, where)
         params = create_params(task.init, 0, nnx.State({}), places.params)

@@ -3,6 +3,8 @@
 The runs are the real ones, from the empty directory to the parts they hand on, on the debug model.
 """
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -14,7 +16,6 @@ from janus_jax.functional import abstract, flat_params
 from janus_jax.sharding import param_shardings
 from tests.train.runs import checkpoint, metrics, params, tiny
 from train.config import PARTS
-from train.loop import trained_children
 from train.mesh import training_mesh
 from train.objectives.contrastive import ContrastivePart
 from train.presets import EMOJI_RECIPE
@@ -42,10 +43,10 @@ def before(recipe, name: str) -> dict[str, np.ndarray]:
 def fresh(name: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     config = tiny(name, steps=1)
     mesh = training_mesh(config.mesh)
-    task = make_task(config, mesh)
+    task = make_task(config, mesh, Path("unused"))
     where = param_shardings(task.abstract, mesh)
     params = task.to_layers(create_params(task.init, config.seed, nnx.State({}), where))
-    return {k: np.asarray(v) for k, v in flat_params(params).items()}, trained_children(config)
+    return {k: np.asarray(v) for k, v in flat_params(params).items()}, config.trained_children()
 
 
 def changed(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> set[str]:
@@ -96,7 +97,7 @@ def test_only_trained_parameters_have_optimizer_state(recipe, name):
     # Two moments for each trained array; a text tower's two scalars have no dimension.
     assert len(moments) == 2 * (len(trainable) - len(scalars))
     for key in moments:
-        assert any(f"['{part}']" in key for part in trained_children(config)), key
+        assert any(f"['{part}']" in key for part in config.trained_children()), key
     frozen = [k for k in saved if k.startswith(".frozen")]
     assert not any(f".frozen['{part}']" in key for key in frozen for part in config.trainable)
     assert int(saved[".step"]) == 1

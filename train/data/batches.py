@@ -190,8 +190,8 @@ def join(groups: Sequence[dict[str, Any]], accumulate: int) -> dict[str, Any]:
 def deal(rows: Sequence[Sequence[int]], entries: Sequence[Entry], groups: int) -> list[list[Row]]:
     """Deals rows out to groups of equal size, so that pictures and targets are spread evenly.
 
-    The fullest row goes first, each to the group that it fills least (longest processing time first;
-    Graham, 1969), by the scarcest of pictures, drawings and text targets.
+    The fullest row goes first, each to the group that it fills least (longest processing time
+    first; Graham, 1969), by the scarcest of pictures, drawings and text targets.
 
     Args:
       rows: places in `entries`.

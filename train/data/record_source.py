@@ -19,6 +19,7 @@ from janus_jax.errors import InputError
 from janus_jax.processing.settings import ProcessorConfig
 from janus_jax.processing.tokenizer import Tokenizer
 from train.data.bad_samples import BadSample, BadSamples
+from train.data.filling import samples_that_fill
 from train.data.mixture import parse_data
 from train.data.packing import KINDS, Kind, Sample
 from train.data.records.lengths import Lengths, Progress, load_lengths, read_record
@@ -89,6 +90,21 @@ class RecordSource:
                 )
                 self._found.setdefault(step, []).append(bad)
         return None
+
+    def entries(self) -> list[Entry]:
+        """All samples that can be used, kind after kind."""
+        return [
+            self._entry(kind, int(number))
+            for kind, (table, _) in self._tables.items()
+            for number in np.flatnonzero(table.tokens)
+        ]
+
+    def read(self, entry: Entry) -> Sample | None:
+        """One sample as it is, with its caption; None where it is broken."""
+        try:
+            return self._load(-1, entry, entry.number)
+        except BrokenRecord:
+            return None
 
     def found(self, step: int) -> list[BadSample]:
         """The broken samples that `load` has met in a step since this was asked last."""
@@ -161,6 +177,7 @@ def open_source(
     processor: ProcessorConfig,
     image_tokens: int,
     codebook_size: int,
+    rows: int = 0,
     caption_drop: float = 0.0,
     max_bad_samples: float | None = None,
     bad_log: Path | None = None,
@@ -182,6 +199,7 @@ def open_source(
       processor: the model's image settings, role names and system prompt.
       image_tokens: slots of a picture to understand, and codes of a picture to draw.
       codebook_size: codes are below this.
+      rows: rows of a step that are to be filled; `samples` is then only the ratio of the kinds.
       caption_drop: share of the generation samples whose caption is replaced as guidance replaces
         it at inference; drawn anew from (seed, step, id) whenever a sample is read.
       max_bad_samples: broken samples that are accepted: a number, or below 1 a share of all
@@ -217,6 +235,9 @@ def open_source(
             broken += _broken(s, kind, found, length)
         parts[kind] = _parts(kind, [s for s, _ in holders])
         tables[kind] = _table(lengths, [weight for _, weight in holders], length)
+    if rows:
+        lengths_of: dict[Kind, LengthTable] = {k: t for k, (t, _) in tables.items()}
+        samples = samples_that_fill(lengths_of, samples, rows=rows, length=length, seed=seed)
     schedule = _schedule({k: t for k, (t, _) in tables.items()}, samples, length, seed, data)
     total = sum(len(part.records) for found in parts.values() for part in found)
     bad = BadSamples(max_bad_samples, total, bad_log)
