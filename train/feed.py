@@ -12,7 +12,13 @@ from train.mesh import own_groups, place, place_whole
 
 
 class Feed(Protocol):
-    """The batches of a run."""
+    """The batches of a run.
+
+    Attributes:
+      steps: of held-out samples, how many steps hold each of them once.
+    """
+
+    steps: int
 
     def read(self, step: int) -> Any:
         """What this process has to do with a step's data, in any thread."""
@@ -33,10 +39,11 @@ class PackedFeed:
     Args:
       batches: the steps.
       mesh: the mesh, over whose batch axes the groups lie.
+      steps: see `Feed`.
     """
 
-    def __init__(self, batches: PackedBatches, mesh: Mesh):
-        self.batches, self._mesh = batches, mesh
+    def __init__(self, batches: PackedBatches, mesh: Mesh, steps: int = 1):
+        self.batches, self._mesh, self.steps = batches, mesh, steps
         own = own_groups(mesh, batches.groups)
         self._own = [a * batches.groups + g for a in range(batches.accumulate) for g in own]
 
@@ -63,7 +70,7 @@ class WholeFeed:
     """
 
     def __init__(self, batches: Batches, mesh: Mesh):
-        self._batches, self._mesh = batches, mesh
+        self._batches, self._mesh, self.steps = batches, mesh, 1
 
     def read(self, step: int) -> Any:
         """See `Feed`."""

@@ -55,6 +55,11 @@ class Unit:
     line: int = 1
 
 
+def is_file_input(name: str) -> bool:
+    """Whether a name is that of a file to pack, by its suffix."""
+    return epath.Path(name).suffix in _SUFFIXES
+
+
 def find_units(inputs: tuple[str, ...]) -> list[Unit]:
     """The units of all inputs, in a fixed order.
 
