@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +102,18 @@ def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool
         write_json(record, content)
 
 
+def read_config(run_dir: Path) -> TrainConfig:
+    """The config of the run in a directory.
+
+    Raises:
+      InputError: there is no run, or one of a release with other settings.
+    """
+    record = run_dir / "config.json"
+    if not record.is_file():
+        raise InputError(f"{run_dir} holds no run", "the directory of a run")
+    return _built(TrainConfig, read_json(record), record)
+
+
 def is_finished(run_dir: Path) -> bool:
     """Whether a run has written its result."""
     return (run_dir / "done").exists()
@@ -133,6 +146,22 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def _built(cls: type, content: dict[str, Any], record: Path) -> Any:
+    """A dataclass from what `dataclasses.asdict` and JSON made of it."""
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(content.keys() - {field.name for field in dataclasses.fields(cls)})
+    if unknown:
+        raise InputError(
+            f"{record} has the setting {unknown[0]!r}, which this release does not know"
+        )
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = _built(typing.cast(type, hints[name]), value, record)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
 
 
 def _dotted(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 from janus_jax.errors import InputError
 from tests.train.runs import tiny
 from train import rundir
+from train.presets import PRESETS
 from train.watch.config import ProfileConfig
 
 CONFIG = tiny("emoji-vq")
@@ -82,3 +83,15 @@ def test_json_is_written_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["done"]
     with pytest.raises(InputError, match="cannot be written"):
         rundir.write_json(tmp_path / "missing" / "done", {})
+
+
+def test_the_config_of_a_run_is_read_back(tmp_path):
+    for config in PRESETS.values():
+        rundir.write_json(tmp_path / "config.json", dataclasses.asdict(config))
+        assert rundir.read_config(tmp_path) == config
+    content = dataclasses.asdict(config) | {"warmth": 3}
+    rundir.write_json(tmp_path / "config.json", content)
+    with pytest.raises(InputError, match="has the setting 'warmth', which this release does not"):
+        rundir.read_config(tmp_path)
+    with pytest.raises(InputError, match="holds no run"):
+        rundir.read_config(tmp_path / "nothing")
