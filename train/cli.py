@@ -33,6 +33,7 @@ examples:
   janus-jax train emoji --run-dir runs
   janus-jax train emoji-stage2 --run-dir runs/emoji-stage2 --resume
   janus-jax train emoji-vq --steps 200 --optimizer.learning-rate 3e-4
+  janus-jax train finetune-lora --init deepseek-ai/Janus-Pro-1B --data my.jsonl --run-dir runs/mine
 """
 
 
@@ -65,7 +66,8 @@ def main(argv: list[str]) -> int:
     """
     if not argv or argv[0] in ("-h", "--help"):
         listing = "\n".join(
-            f"  {name:14s} {' '.join(preset.trainable)}; {preset.steps} steps"
+            f"  {name:19s} {' '.join(preset.trainable)}; "
+            + (f"{preset.steps} steps" if preset.steps else f"{preset.epochs:g} passes")
             for name, preset in PRESETS.items()
         )
         print(USAGE.format(presets=listing))

@@ -232,14 +232,14 @@ def shares(counts: dict[Kind, int], batch: int) -> dict[Kind, int]:
       batch: samples of a step, at most all of them; more are taken where there are more kinds.
     """
     total = sum(counts.values())
-    exact = {kind: n * batch / total for kind, n in counts.items()}
+    exact: dict[Kind, float] = {kind: n * batch / total for kind, n in counts.items()}
     taken: dict[Kind, int] = {kind: max(int(share), 1) for kind, share in exact.items()}
     while sum(taken.values()) < batch:
-        short = [kind for kind in counts if taken[kind] < counts[kind]]
-        taken[max(short, key=lambda kind: exact[kind] - taken[kind])] += 1
+        short: dict[Kind, float] = {k: exact[k] - n for k, n in taken.items() if n < counts[k]}
+        taken[max(short, key=short.__getitem__)] += 1
     while sum(taken.values()) > max(batch, len(counts)):
-        over: list[Kind] = [kind for kind in counts if taken[kind] > 1]
-        taken[max(over, key=lambda kind: taken[kind] - exact[kind])] -= 1
+        over: dict[Kind, float] = {k: n - exact[k] for k, n in taken.items() if n > 1}
+        taken[max(over, key=over.__getitem__)] -= 1
     return taken
 
 

@@ -8,6 +8,7 @@ parts come first, each on the training split alone.
 from __future__ import annotations
 
 from train.config import Mixture, OptimizerConfig, TrainConfig, VQLossConfig
+from train.finetune import FINETUNE, FINETUNE_LORA
 from train.published import ADAPTORS, PUBLISHED
 
 # Four samples of an emoji with its name.
@@ -111,4 +112,6 @@ EMOJI_STAGE3 = TrainConfig(
 
 EMOJI_RECIPE = (EMOJI_VQ, EMOJI_SIGLIP, EMOJI_LLM, EMOJI_STAGE1, EMOJI_STAGE2, EMOJI_STAGE3)
 
-PRESETS: dict[str, TrainConfig] = {preset.name: preset for preset in (*EMOJI_RECIPE, *PUBLISHED)}
+PRESETS: dict[str, TrainConfig] = {
+    preset.name: preset for preset in (*EMOJI_RECIPE, *PUBLISHED, FINETUNE, FINETUNE_LORA)
+}

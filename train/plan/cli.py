@@ -15,6 +15,7 @@ from janus_jax.cli.parsing import parse
 from janus_jax.config import get_config
 from janus_jax.errors import InputError
 from train.config import TrainConfig
+from train.plan import libtpu
 from train.plan.chips import parse_topology
 from train.plan.layout import Lengths
 from train.presets import PRESETS
@@ -65,7 +66,9 @@ def main(argv: list[str]) -> int:
     Raises:
       InputError: an unknown preset, flag or value, a missing compiler, or a step that does not fit.
     """
-    presets = {name: preset for name, preset in PRESETS.items() if preset.objective == "janus"}
+    # What a fine-tuning run is follows from its data.
+    stages = {name: preset for name, preset in PRESETS.items() if preset.objective == "janus"}
+    presets = {name: preset for name, preset in stages.items() if not preset.fit_to_data}
     if not argv or argv[0] in ("-h", "--help"):
         listing = "\n".join(
             f"  {name:20s} {' '.join(preset.trainable)}" for name, preset in presets.items()
@@ -100,21 +103,21 @@ def plan(config: TrainConfig, flags: Flags, command: str) -> int:
     Raises:
       InputError: see `main`.
     """
-    from train.plan.program import compile_step, need_libtpu
-
     if not 0 < flags.mfu <= 1:
         raise InputError(f"--mfu {flags.mfu}", "above 0, at most 1")
     if flags.dump_hlo is not None and not flags.compile:
         raise InputError("--dump-hlo keeps the compiled program", fix="add --compile")
     topology = parse_topology(flags.topology or _usual(config))
     if flags.compile:
-        need_libtpu(command)
+        libtpu.prepare(command)
     from train.plan import report
     from train.plan.step import plan_step
 
     step = plan_step(config, topology, flags.lengths)
     figures = report.abstract_figures(step, flags.mfu)
     if flags.compile:
+        from train.plan.program import compile_step
+
         compiled = compile_step(step)
         if flags.dump_hlo is not None:
             flags.dump_hlo.mkdir(parents=True, exist_ok=True)
