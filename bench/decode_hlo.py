@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import os
 import sys
@@ -31,17 +30,10 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import hlo
+from train.plan.hlo import ENTRY, computations, sizes
+from train.plan.libtpu import INSTALL, QUIET, installed
 
 PROMPT_LENGTH = 32
-# Keeps libtpu from asking a cloud where it runs.
-QUIET = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
 
 
 def main() -> int:
@@ -56,10 +48,10 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=1, help="pictures at a time")
     parser.add_argument("--save", help="write the optimised HLO text here")
     options = parser.parse_args()
-    if importlib.util.find_spec("libtpu") is None:
+    if not installed():
         print(
             "decode_hlo: libtpu is not in this environment; run\n"
-            '  python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]"\n'
+            f"  {INSTALL}\n"
             f"  .venv-tpu/bin/python bench/decode_hlo.py {' '.join(sys.argv[1:])}",
             file=sys.stderr,
         )
@@ -140,7 +132,7 @@ def figures(text: str) -> dict[str, Any]:
     Weights and caches are the arguments of the program; JAX leaves out those it does not use, so
     the text head, the encoders and the VQ decoder are not among them.
     """
-    program = hlo.computations(text)
+    program = computations(text)
     shapes = hlo.entry_shapes(text)
     arguments = sum(hlo.hbm_bytes(shape) for shape in shapes)
     # Arrays with four dimensions are caches: the loop has no convolution.
@@ -152,7 +144,7 @@ def figures(text: str) -> dict[str, Any]:
         "bytes_over_weights_and_cache": moved / arguments,
         "largest_copy_in_loop_bytes": hlo.largest_copy(program),
         "copied_before_loop_bytes": sum(
-            size for i in program["ENTRY"] if i.op == "copy" for size, _ in hlo.sizes(i.shape)
+            size for i in program[ENTRY] if i.op == "copy" for size, _ in sizes(i.shape)
         ),
         "caches": len(caches),
         "caches_aliased": bool(caches) and caches <= hlo.aliased(text),

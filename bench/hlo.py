@@ -6,14 +6,10 @@ core's own memory (VMEM); `copy-start` and `slice-start` between the two are how
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
-_SHAPE = re.compile(r"(pred|bf16|[suf]\d+)\[([\d,]*)\](?:\{([^{}]*)\})?")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+from train.plan.hlo import ENTRY, Instruction, Program, arrays, sizes
+
 # Names for values that are elsewhere; they move nothing.
 _FREE = {
     "parameter",
@@ -27,76 +23,24 @@ _FREE = {
 }
 
 
-@dataclass(frozen=True)
-class Instruction:
-    """One line of HLO.
-
-    Attributes:
-      name: what it defines.
-      shape: its result, as text.
-      op: operation.
-      rest: operands and attributes, as text.
-      root: whether it is its computation's result.
-    """
-
-    name: str
-    shape: str
-    op: str
-    rest: str
-    root: bool
-
-    @property
-    def operands(self) -> list[str]:
-        """Names of its operands."""
-        return re.findall(r"%([\w.\-]+)", self.rest.split(")")[0])
-
-    def called(self, key: str) -> str | None:
-        """The computation that an attribute names."""
-        found = re.search(rf"{key}=%?([\w.\-]+)", self.rest)
-        return found.group(1) if found else None
-
-
-def computations(text: str) -> dict[str, list[Instruction]]:
-    """The instructions of every computation, the entry's also under the name `ENTRY`."""
-    found: dict[str, list[Instruction]] = {}
-    current: list[Instruction] = []
-    for line in text.splitlines():
-        if header := _HEADER.match(line):
-            current = found[header.group(2)] = []
-            if header.group(1):
-                found["ENTRY"] = current
-        elif match := _INSTRUCTION.match(line):
-            root, name, shape, op, rest = match.groups()
-            current.append(Instruction(name, shape, op, rest, root is not None))
-    return found
-
-
-def sizes(shape: str) -> list[tuple[int, bool]]:
-    """(bytes without padding, whether it lies in HBM) of each array of a shape."""
-    return [
-        (_BYTES.get(kind, 4) * math.prod(map(int, filter(None, dims.split(",")))), "S(" not in lay)
-        for kind, dims, lay in _SHAPE.findall(shape)
-    ]
-
-
 def hbm_bytes(shape: str) -> int:
     """Bytes of the arrays of a shape that lie in HBM."""
     return sum(size for size, outside in sizes(shape) if outside)
 
 
-def loop_body(program: dict[str, list[Instruction]]) -> list[Instruction]:
+def loop_body(program: Program) -> list[Instruction]:
     """The body of the only loop of the entry computation.
 
     Raises:
       ValueError: there is none, or more than one.
     """
-    loops = [i for i in program["ENTRY"] if i.op == "while"]
+    loops = [i for i in program[ENTRY] if i.op == "while"]
     if len(loops) != 1:
         raise ValueError(f"the program has {len(loops)} loops where one was expected")
     return program[loops[0].called("body") or ""]
 
 
-def loop_bytes(program: dict[str, list[Instruction]]) -> int:
+def loop_bytes(program: Program) -> int:
     """Bytes that one turn of the loop reads from and writes to HBM.
 
     Each operand of each operation counts whole, as often as it is read; a buffer that is updated in
@@ -137,7 +81,7 @@ def _dims(shape: str) -> str:
     return re.sub(r"\{[^{}]*\}", "", shape)
 
 
-def largest_copy(program: dict[str, list[Instruction]]) -> int:
+def largest_copy(program: Program) -> int:
     """Bytes of the largest copy in the loop; bringing an array from HBM into VMEM is none."""
     largest = 0
     for i in loop_body(program):
@@ -156,7 +100,7 @@ def entry_shapes(text: str) -> list[str]:
     """Shapes of the program's arguments, layouts left out."""
     layout = text.split("entry_computation_layout={(", 1)[1].split(")->", 1)[0]
     # Tiles put brackets inside the layouts, but no second `)->`.
-    return [f"{kind}[{dims}]" for kind, dims, _ in _SHAPE.findall(layout)]
+    return [f"{kind}[{','.join(map(str, dims))}]" for kind, dims, _ in arrays(layout)]
 
 
 def aliased(text: str) -> set[int]:

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from bench import decode_hlo, hlo
+from train.plan.hlo import computations
 
 # Two caches of 2 * 64 * 2 * 8 bf16 = 4096 bytes; a kernel of 8 * 16 bf16 = 256 bytes that comes
 # into VMEM, and one that is read in HBM; the step counter is 4 bytes.
@@ -79,7 +80,7 @@ def test_a_copy_in_the_loop_is_seen(line):
     )
     text = PROGRAM.replace("  ROOT %out", f"  {line}\n  ROOT %out")
     text = text.replace("%body (", turned + "%body (")
-    assert hlo.largest_copy(hlo.computations(text)) == 4096
+    assert hlo.largest_copy(computations(text)) == 4096
 
 
 def test_a_cache_that_is_not_aliased_is_seen():

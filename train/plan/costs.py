@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from train.plan.hlo import ENTRY, Instruction, Program, arrays, executed, inside, sizes, trip_count
+from train.plan.hlo import Instruction, Program, arrays, executed, inside, sizes, trip_count
 
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -222,8 +222,3 @@ def logit_buffers(program: Program, tokens: int, words: int) -> list[tuple[int, 
     return [
         dims for dims in buffers(program) if words in dims and math.prod(dims) >= tokens * words
     ]
-
-
-def entry_arguments(program: Program) -> list[Instruction]:
-    """The parameters of the program."""
-    return [i for i in program[ENTRY] if i.op == "parameter"]

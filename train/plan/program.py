@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from janus_jax.errors import InputError
-from train.plan.chips import Topology
+from train.plan.libtpu import devices_of
 from train.plan.step import PlannedStep, on_devices
 
-# Keeps libtpu from asking a cloud where it runs, and from locking out its like on this machine.
-QUIET = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
-INSTALL = 'python -m venv .venv-tpu && .venv-tpu/bin/pip install -e ".[tpu]"'
 # Loss positions of each head, at which the loss' own memory is measured.
 LOSS_POSITIONS = 16_384
 
@@ -43,28 +30,6 @@ class CompiledStep:
     hbm_bytes: int
     loss_temp_bytes: int
     seconds: float
-
-
-def need_libtpu(command: str) -> None:
-    """Refuses to go on without the TPU compiler.
-
-    Args:
-      command: what to run again, without the program's name.
-
-    Raises:
-      InputError: it is not installed, with the commands that make an environment with it.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise InputError(
-            "the TPU compiler (libtpu) is not in this environment",
-            fix=f"{INSTALL} && .venv-tpu/bin/janus-jax {command} (Linux x86-64)",
-        )
-    import jax
-
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    # JAX may have read its variable already.
-    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 
 def compile_step(step: PlannedStep) -> CompiledStep:
@@ -117,30 +82,6 @@ def compile_step(step: PlannedStep) -> CompiledStep:
         loss_temp_bytes=loss_temporaries(step, graphdef),
         seconds=seconds,
     )
-
-
-def devices_of(topology: Topology) -> Any:
-    """The devices of a slice, as the compiler describes them.
-
-    Raises:
-      InputError: it knows no such slice.
-    """
-    from jax.experimental import topologies
-
-    try:
-        there = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name, **dict(topology.chip.description)
-        ).devices
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"--topology {topology.name}: the TPU compiler refuses it: {reason}"
-        ) from error
-    if len(there) != topology.devices:
-        raise InputError(
-            f"--topology {topology.name} has {len(there)} devices; expected {topology.devices}"
-        )
-    return there
 
 
 def loss_temporaries(step: PlannedStep, graphdef: Any) -> int:
