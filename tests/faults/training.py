@@ -67,24 +67,40 @@ def _write_ids(path: Path) -> None:
     feed.PackedFeed.read = recorded
 
 
-def _wait(mark: Path, seconds: float = 60) -> None:
+def _wait(mark: Path | None = None, seconds: float = 60) -> None:
     """Says where the run is and stays there, as it would in something slow."""
-    mark.touch()
+    if mark is not None:
+        mark.touch()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.02)
 
 
 def _in_a_data_wait(mark: Path) -> None:
-    """The batch of the third step does not come."""
+    """The batch of the third step does not come; the mark is set once the second one is used."""
     read = feed.PackedFeed.read
 
     def slow(self: feed.PackedFeed, step: int):
         if step == 2:
-            _wait(mark)
+            _wait()
         return read(self, step)
 
     feed.PackedFeed.read = slow
+    _mark_at_batch(2, mark)
+
+
+def _mark_at_batch(number: int, mark: Path, pause: float = 0) -> None:
+    """Sets the mark when so many batches have been put on the devices."""
+    place, placed = feed.PackedFeed.place, []
+
+    def counted(self: feed.PackedFeed, read):
+        placed.append(number)
+        if len(placed) == number:
+            mark.touch()
+        time.sleep(pause)
+        return place(self, read)
+
+    feed.PackedFeed.place = counted
 
 
 def _in_the_evaluation(mark: Path) -> None:
@@ -109,18 +125,8 @@ def _in_the_first_compilation(mark: Path) -> None:
 
 
 def _in_a_step(mark: Path) -> None:
-    """Steps take half a second, most of it on the way to the device."""
-    place = feed.PackedFeed.place
-    made = []
-
-    def slow(self: feed.PackedFeed, read):
-        made.append(read)
-        if len(made) == 3:
-            mark.touch()
-        time.sleep(0.5)
-        return place(self, read)
-
-    feed.PackedFeed.place = slow
+    """Steps take half a second, most of it on the way to the devices."""
+    _mark_at_batch(3, mark, pause=0.5)
 
 
 def _in_a_save(mark: Path) -> None:
