@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from train.data.batches import PackedBatches
 from train.data.pipeline import Batches
+from train.data.prefetch import Checked
 from train.mesh import own_groups, place, place_whole
 
 
@@ -16,9 +17,11 @@ class Feed(Protocol):
 
     Attributes:
       steps: of held-out samples, how many steps hold each of them once.
+      checked: the source that counts broken samples, if there can be any.
     """
 
     steps: int
+    checked: Checked | None
 
     def read(self, step: int) -> Any:
         """What this process has to do with a step's data, in any thread."""
@@ -40,10 +43,17 @@ class PackedFeed:
       batches: the steps.
       mesh: the mesh, over whose batch axes the groups lie.
       steps: see `Feed`.
+      checked: see `Feed`.
     """
 
-    def __init__(self, batches: PackedBatches, mesh: Mesh, steps: int = 1):
-        self.batches, self._mesh, self.steps = batches, mesh, steps
+    def __init__(
+        self,
+        batches: PackedBatches,
+        mesh: Mesh,
+        steps: int = 1,
+        checked: Checked | None = None,
+    ):
+        self.batches, self._mesh, self.steps, self.checked = batches, mesh, steps, checked
         own = own_groups(mesh, batches.groups)
         self._own = [a * batches.groups + g for a in range(batches.accumulate) for g in own]
 
@@ -58,7 +68,7 @@ class PackedFeed:
 
     def ids(self, step: int) -> list[str]:
         """See `Feed`."""
-        return [f"{entry.kind}/{entry.number}" for entry in self.batches.layout(step)[0]]
+        return [self.batches.source.name(entry) for entry in self.batches.layout(step)[0]]
 
 
 class WholeFeed:
@@ -71,6 +81,7 @@ class WholeFeed:
 
     def __init__(self, batches: Batches, mesh: Mesh):
         self._batches, self._mesh, self.steps = batches, mesh, 1
+        self.checked: Checked | None = None
 
     def read(self, step: int) -> Any:
         """See `Feed`."""

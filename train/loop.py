@@ -176,7 +176,13 @@ def train(
         guard=config.guard,
     )
     evaluate = make_evaluation(run) if config.preview_every else None
-    batches: Any = prefetch(feed.read, done, config.steps)
+    batches: Any = prefetch(
+        feed.read,
+        done,
+        config.steps,
+        source=feed.checked,
+        threads=config.data_workers if feed.checked else 1,
+    )
     watch = Watch(
         run.directory,
         goodput,

@@ -165,11 +165,12 @@ def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Ta
 
     def feed(tokenizer: nnx.State | None, split: str) -> Feed:
         source: Source
-        steps = 1
+        steps, checked = 1, None
         if config.data and split == "train":
-            source = _records(config, origin, config.data, run_dir / "bad_samples.jsonl")
+            checked = open_data(config, origin, bad_log=run_dir / "bad_samples.jsonl")
+            source = checked
         elif config.data:
-            held = _records(config, origin, config.heldout)
+            held = open_data(config, origin, heldout=True)
             source = EverySample(held, config.batch_size or 8 * batch_shards(mesh))
             steps = source.steps
         else:
@@ -187,7 +188,7 @@ def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Ta
             accumulate=config.accumulate if split == "train" else 1,
             rows=config.rows if split == "train" or not config.batch_size else 0,
         )
-        return PackedFeed(batches, mesh, steps)
+        return PackedFeed(batches, mesh, steps, checked)
 
     return Task(
         origin=origin,
@@ -201,11 +202,19 @@ def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Ta
     )
 
 
-def _records(
-    config: TrainConfig, origin: Origin, data: tuple[str, ...], bad_log: Path | None = None
+def open_data(
+    config: TrainConfig, origin: Origin, *, heldout: bool = False, bad_log: Path | None = None
 ) -> RecordSource:
-    """The samples of data sets: those of the steps, or, without a log, all that are held out."""
-    training, model = bad_log is not None, origin.model
+    """The samples of a preset's data sets.
+
+    Args:
+      config: the preset.
+      origin: vocabulary and processor.
+      heldout: those that are held out, instead of those of the steps.
+      bad_log: file that lists the broken ones.
+    """
+    training, model = not heldout, origin.model
+    data = config.data if training else config.heldout
     samples: dict[Kind, int] = config.samples()
     if not training:
         there = {kind for s in parse_data(data) for kind in open_records(s.directory).kinds}

@@ -48,6 +48,10 @@ class EmojiSource:
         """See `train.data.source.Source`."""
         return next(sample for there, sample in self._step(step) if there is entry)
 
+    def name(self, entry: Entry) -> str:
+        """See `train.data.source.Source`."""
+        return f"{entry.kind}/{entry.number}"
+
     def _samples(self, step: int) -> list[tuple[Entry, Sample]]:
         found: list[tuple[Entry, Sample]] = []
         for kind, n in self._counts.items():

@@ -34,3 +34,7 @@ class EverySample:
     def load(self, step: int, entry: Entry) -> Sample | None:
         """See `train.data.source.Source`; a broken sample is left out."""
         return self._source.read(entry)
+
+    def name(self, entry: Entry) -> str:
+        """See `train.data.source.Source`."""
+        return self._source.name(entry)

@@ -40,3 +40,7 @@ class Source(Protocol):
         It is no longer than its entry says. None: it cannot be used; its slots become padding.
         """
         ...
+
+    def name(self, entry: Entry) -> str:
+        """What logs call a sample, without reading it."""
+        ...
