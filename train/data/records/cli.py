@@ -1,4 +1,4 @@
-"""`janus-jax data`: pack, encode and inspect data sets."""
+"""`janus-jax data`: pack, encode and inspect data sets, and list what a run takes of them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from janus_jax.cli.common import progress_bar
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError
 
-USAGE = """usage: janus-jax data {pack,encode,inspect} ...
+USAGE = """usage: janus-jax data {pack,encode,inspect,ids} ...
 
   pack      JSONL, WebDataset tar or Parquet files into ArrayRecord shards
   encode    add image tokens, so that training needs no pictures
   inspect   counts, sizes, token lengths, broken records, a contact sheet
+  ids       the samples that any step of a run holds
 
 Each has its own --help. pack and encode go on where they were stopped.
 """
@@ -37,7 +38,7 @@ class Pack:
     `caption`, or with `turns` [{role, text}, ...], or turns alone.
 
     Attributes:
-        inputs: Files, patterns or directories; local, gs:// or s3://.
+        inputs: Files, patterns or directories; local, or gs:// and s3:// with the extra [remote].
         out: Directory of the data set.
         captions: What a picture with a caption is for.
         max_broken: Largest share of broken records that is accepted; all are listed.
@@ -101,6 +102,25 @@ class Inspect:
     json: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Ids:
+    """List the samples of steps of a run, without running them.
+
+    janus-jax data ids runs/stage3 --step 1234
+
+    Attributes:
+        run: Directory of the run.
+        step: The step, from 0; the metrics of step 1235 are of what step 1234 held.
+        count: How many steps from there on.
+        json: Print a line of JSON for each sample.
+    """
+
+    run: tyro.conf.Positional[Path]
+    step: int
+    count: int = 1
+    json: bool = False
+
+
 def main(argv: list[str]) -> int:
     """Runs `janus-jax data` with the arguments after it.
 
@@ -117,6 +137,7 @@ def main(argv: list[str]) -> int:
         "pack": (Pack, _pack),
         "encode": (Encode, _encode),
         "inspect": (Inspect, _inspect),
+        "ids": (Ids, _ids),
     }
     if argv[0] not in commands:
         raise InputError(f"unknown command 'data {argv[0]}'", ", ".join(commands))
@@ -206,6 +227,20 @@ def _inspect(options: Inspect) -> None:
     _print_broken(report["broken"])
     if options.sheet is not None:
         print(options.sheet)
+
+
+def _ids(options: Ids) -> None:
+    from train.data.records.ids import sample_ids
+
+    if options.step < 0 or options.count < 1:
+        raise InputError(
+            f"--step {options.step} --count {options.count}", "steps from 0, at least one"
+        )
+    for found in sample_ids(options.run, range(options.step, options.step + options.count)):
+        if options.json:
+            print(json.dumps(found, ensure_ascii=False))
+        else:
+            print(*found.values(), sep="\t")
 
 
 def _print_manifest(manifest: dict[str, Any], as_json: bool) -> None:
