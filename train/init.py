@@ -50,7 +50,11 @@ def find_origin(config: TrainConfig, run_dir: Path) -> Origin:
     Raises:
       InputError: an unknown architecture, or nothing that the run starts from has them.
     """
-    sources = [source_directory(name, run_dir) for name in config.initial_runs().values()]
+    sources: list[Path] = []
+    # A run on the emoji drawings of a named architecture needs nothing of where it starts from.
+    if config.data or not config.model:
+        names = dict.fromkeys(config.initial_runs().values())
+        sources = [source_directory(name, run_dir) for name in names]
     if config.model:
         model = get_config(config.model)
     else:
