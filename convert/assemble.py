@@ -74,11 +74,11 @@ class FreshParts(nnx.Module):
         """Makes them in float32."""
         kwargs: dict[str, Any] = dict(dtype=jnp.float32, param_dtype=jnp.float32)
         width, codes, dim = config.llm.width, config.vq.codebook_size, config.vq.codebook_dim
-        self.aligner = Aligner(rngs, config.vision.width, width, **kwargs)
+        self.aligner = Aligner(rngs, config.vision.width, width, axis="embed", **kwargs)
         self.gen_embed = Embedding(
             rngs, codes, dim, (None, None), init=initializers.normal(1.0), **kwargs
         )
-        self.gen_aligner = Aligner(rngs, dim, width, **kwargs)
+        self.gen_aligner = Aligner(rngs, dim, width, axis=None, **kwargs)
         self.image_head = ImageHead(rngs, width, codes, **kwargs)
 
 

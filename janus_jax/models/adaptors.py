@@ -18,11 +18,23 @@ from janus_jax.nn.layers import Linear, gelu
 
 
 class Aligner(nnx.Module):
-    """Maps encoder features or code embeddings into the language model's input space."""
+    """Maps encoder features or code embeddings into the language model's input space.
 
-    def __init__(self, rngs: nnx.Rngs, features: int, width: int, *, dtype: Any, param_dtype: Any):
+    `axis` is the logical axis of the features: None where they are too few to be split.
+    """
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        features: int,
+        width: int,
+        *,
+        axis: str | None,
+        dtype: Any,
+        param_dtype: Any,
+    ):
         kwargs: dict[str, Any] = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
-        self.fc1 = Linear(rngs, features, width, (None, "mlp"), **kwargs)
+        self.fc1 = Linear(rngs, features, width, (axis, "mlp"), **kwargs)
         self.fc2 = Linear(rngs, width, width, ("mlp", "embed"), **kwargs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -53,7 +53,7 @@ class JanusModel(nnx.Module):
         kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
         width = config.llm.width
         self.vision = Siglip(rngs, config.vision, **kwargs)
-        self.aligner = Aligner(rngs, config.vision.width, width, **kwargs)
+        self.aligner = Aligner(rngs, config.vision.width, width, axis="embed", **kwargs)
         self.gen_embed = Embedding(
             rngs,
             config.vq.codebook_size,
@@ -62,7 +62,7 @@ class JanusModel(nnx.Module):
             init=initializers.normal(1.0),
             **kwargs,
         )
-        self.gen_aligner = Aligner(rngs, config.vq.codebook_dim, width, **kwargs)
+        self.gen_aligner = Aligner(rngs, config.vq.codebook_dim, width, axis=None, **kwargs)
         self.image_head = ImageHead(rngs, width, config.vq.codebook_size, **kwargs)
         self.llm = Llama(rngs, config.llm, **kwargs)
         self.vq = VQTokenizer(rngs, config.vq, dtype=jnp.float32, param_dtype=param_dtype)

@@ -9,6 +9,7 @@ backward pass. On TPU and CPU no [T, T] array of scores exists.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -27,8 +28,9 @@ Kernel = Literal["splash", "cudnn", "chunked"]
 KERNELS: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
 
 CHUNK = 512
-# Queries and keys that splash attention works on at a time.
+# Queries and keys that splash attention works on at a time; it takes whole numbers of `LANES`.
 BLOCK = 1024
+LANES = 128
 
 # Name for remat policies of what attention yields; on TPU also of the sums of its softmax.
 CONTEXT = "context"
@@ -131,7 +133,7 @@ def _splash(
 
 def _splash_kernel(heads: int, length: int, parts: int, interpret: bool) -> Any:
     """The kernel of one device's `heads`, its queries being one of `parts` parts of the rows."""
-    block = min(BLOCK, length // parts)
+    block = math.gcd(BLOCK, length // parts)
     compute = min(512, block)
     # Queries' gradients have a kernel of their own: the fused one writes them once for each block
     # of keys, and adding those up costs more than making the scores again (docs/LOG.md).

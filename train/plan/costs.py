@@ -85,7 +85,7 @@ def _product_flops(i: Instruction, shapes: dict[str, str]) -> int:
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """A convolution's window along one spatial dimension."""
 
     stride: int = 1
@@ -113,7 +113,7 @@ class _Window:
         return count
 
 
-def _window(rest: str, dims: int) -> list[_Window]:
+def _window(rest: str, dims: int) -> list[Window]:
     text = re.search(r"window=\{([^}]*)\}", rest)
     found = dict(part.split("=") for part in text.group(1).split()) if text else {}
 
@@ -121,7 +121,7 @@ def _window(rest: str, dims: int) -> list[_Window]:
         return found[key].split("x") if key in found else [default] * dims
 
     return [
-        _Window(int(stride), int(pad.split("_")[0]), int(left), int(right))
+        Window(int(stride), int(pad.split("_")[0]), int(left), int(right))
         for stride, pad, left, right in zip(
             values("stride", "1"),
             values("pad", "0_0"),

@@ -139,7 +139,7 @@ def kernel_call_flops(step: PlannedStep, name: str) -> float:
         raise ValueError(f"custom call {name} is no attention kernel of janus_jax.nn.segments")
     layout, llm = step.layout, step.model.llm
     queries = layout.length // step.sizes["sequence"]
-    blocks = layout.length // min(BLOCK, queries)
+    blocks = layout.length // math.gcd(BLOCK, queries)
     pairs = queries * layout.length * (blocks + 1) / (2 * blocks)
     heads = llm.num_heads // step.sizes["tensor"]
     return KERNEL_PRODUCTS[kinds[0]] * 2 * pairs * llm.head_dim * heads * layout.shape.rows

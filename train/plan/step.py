@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 from janus_jax.config import JanusConfig, get_config
 from janus_jax.errors import InputError
 from janus_jax.functional import abstract
+from janus_jax.nn.segments import LANES
 from janus_jax.sharding import MESH_AXES
 from train.config import TrainConfig
 from train.mesh import batch_shards, mesh_sizes
@@ -68,6 +69,12 @@ def plan_step(config: TrainConfig, topology: Topology, lengths: Lengths) -> Plan
     model = get_config(config.model)
     given = mesh_sizes(config.mesh, topology.devices, exact=True)
     sizes = {axis: given.get(axis, 1) for axis in MESH_AXES}
+    if config.length % (LANES * sizes["sequence"]):
+        raise InputError(
+            f"--length {config.length} --mesh {config.mesh}",
+            f"lengths that are multiples of {LANES * sizes['sequence']}: TPU attention works on "
+            f"blocks of {LANES} tokens",
+        )
     auto = (AxisType.Auto,) * len(MESH_AXES)
     mesh: Any = AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=auto)
     layout = make_layout(config, model, batch_shards(mesh), lengths)

@@ -74,10 +74,11 @@ def step_work(config: TrainConfig, model: JanusConfig, layout: Layout) -> Work:
             * (width**2 + width * vq.codebook_size)
             * codes,
             "vision": cost("vision", passed="vision" in trains) * (tower + patches) * pictures,
-            "aligner": cost("aligner", passed="aligner" in trains or "vision" in trains)
+            # The gradient of a first layer's input may not be needed; it is counted all the same.
+            "aligner": cost("aligner", passed=bool(trains & {"aligner", "vision"}))
             * aligner
             * pictures,
-            "code aligner": cost("gen_aligner", passed="gen_aligner" in trains)
+            "code aligner": cost("gen_aligner", passed=bool(trains & {"gen_aligner", "gen_embed"}))
             * code_aligner
             * codes,
         },
