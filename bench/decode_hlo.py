@@ -7,9 +7,8 @@
 Compiles `janus_jax.generate.image.advance` of Janus-Pro-1B in bfloat16 for one chip of a topology,
 from shapes alone, and reads the optimised program: the bytes that a step moves from and to the
 chip's memory over the bytes of its weights and caches (1.0 is the floor), the largest copy in the
-loop, and whether each cache is updated in place. Copies before the loop (the compiler turns the
-projections of queries, keys and values once a call) are told apart. Nothing here is a measured
-time.
+loop, and whether each cache is updated in place. What is copied before the loop, once a call, is
+told apart. Nothing here is a measured time.
 
 libtpu has an environment of its own, because wherever it is installed JAX looks for a TPU.
 """

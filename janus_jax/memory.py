@@ -2,8 +2,9 @@
 
 The sums are those of the compiled programs (`tests/test_memory.py` compares them with what XLA
 reports): weights; keys and values of every row; beside them, while several prompts are read, half
-of theirs once more, and while a token is drawn, one layer's once more; and after them, while a
-picture is decoded, three feature maps of the decoder at full resolution.
+of theirs once more, and at any time room for one layer's once more, of which reading prompts takes
+up to all and drawing a token little but its logits; and after them, while a picture is decoded,
+three feature maps of the decoder at full resolution.
 
 Dims: R rows (two a picture), S cache slots, L layers, K key heads, H head width.
 """
@@ -22,6 +23,7 @@ import numpy as np
 
 from janus_jax.config import JanusConfig
 from janus_jax.errors import InputError
+from janus_jax.nn.cache import whole_slots
 
 _DECODER_MAPS = 3
 # What the runtime, fragmentation and small buffers take of a device.
@@ -36,7 +38,7 @@ class Need:
       weights: parameters.
       cache: keys and values of all rows.
       prefill: what several prompts take beside them before they are copied to their pictures.
-      step: what drawing a token takes beside them.
+      step: room beside them for reading prompts and drawing a token.
       decode: what decoding a picture takes, once the caches are gone.
     """
 
@@ -48,7 +50,7 @@ class Need:
 
     @property
     def total(self) -> int:
-        """At least the largest sum at any time; reading prompts takes up to a step's share too."""
+        """At least the largest sum at any time."""
         return self.weights + max(self.cache + self.prefill + self.step, self.decode)
 
 
@@ -96,7 +98,7 @@ def drawing(
       mesh: size of each axis that the model is spread over.
     """
     llm, sizes = config.llm, mesh or {}
-    slots = prompt_length + config.num_image_tokens - 1
+    slots = whole_slots(prompt_length + config.num_image_tokens - 1)
     # As `constrain` has it: an axis that does not divide is not split.
     rows_over = sizes.get("data", 1) * sizes.get("fsdp", 1)
     heads_over = sizes.get("tensor", 1)

@@ -12,7 +12,7 @@ from janus_jax.config import EMOJI, JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
 from janus_jax.errors import InputError
 from janus_jax.generate.image import DrawState, advance, begin, pictures
 from janus_jax.generate.sampling import Sampling
-from janus_jax.nn.cache import KVCache
+from janus_jax.nn.cache import KVCache, whole_slots
 
 LENGTH = 32
 
@@ -22,9 +22,9 @@ def shape(*sizes: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def state(config: JanusConfig, n: int) -> DrawState:
-    rows, slots = 2 * n, LENGTH + config.num_image_tokens - 1
+    rows, slots = 2 * n, whole_slots(LENGTH + config.num_image_tokens - 1)
     llm = config.llm
-    layers = (jnp.zeros((rows, slots, llm.num_kv_heads, llm.head_dim)),) * llm.depth
+    layers = (jnp.zeros((rows, llm.num_kv_heads, slots, llm.head_dim)),) * llm.depth
     return DrawState(
         KVCache(layers, layers, jnp.zeros((rows, slots), bool), jnp.int32(0)),
         jnp.zeros((n, config.num_image_tokens), jnp.int32),
@@ -66,7 +66,10 @@ def test_a_step_takes_what_the_compiler_says(model, n: int):
     # Every cache is updated in place: what comes out is what went in.
     assert compiled.alias_size_in_bytes == pytest.approx(need.cache, rel=0.01)
     assert compiled.output_size_in_bytes - compiled.alias_size_in_bytes < 1000
-    assert compiled.temp_size_in_bytes == pytest.approx(need.step, rel=0.25)
+    # No cache is copied or turned around: what a token takes is its logits, a few times over.
+    logits = 4 * 2 * n * config.vq.codebook_size * 4
+    assert compiled.temp_size_in_bytes == pytest.approx(logits, rel=0.35)
+    assert logits < need.step
 
 
 @pytest.mark.parametrize("prompts", [1, 4])
@@ -102,9 +105,9 @@ def test_decoding_takes_what_the_compiler_says(model):
 
 
 def test_the_sum_by_hand():
-    # Two rows, 607 slots, 30 layers of 32 heads of 128, keys and values, two bytes.
+    # Two rows, 608 slots (607 are used), 30 layers of 32 heads of 128, keys and values, two bytes.
     need = memory.drawing(JANUS_PRO_7B, 14_816_000_000, 1, 32, itemsize=2)
-    layer = 2 * 2 * 607 * 32 * 128 * 2
+    layer = 2 * 2 * 608 * 32 * 128 * 2
     assert (need.cache, need.step) == (30 * layer, layer + 4 * 2 * 16384 * 4)
     assert need.decode == 3 * 384 * 384 * 128 * 4
     assert need.total == need.weights + need.cache + need.step

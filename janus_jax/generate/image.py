@@ -39,7 +39,7 @@ from janus_jax.generate.sampling import (
 )
 from janus_jax.memory import param_bytes, pictures_at_once
 from janus_jax.models.janus import JanusModel
-from janus_jax.nn.cache import KVCache
+from janus_jax.nn.cache import KVCache, whole_slots
 from janus_jax.processing.prompt import Roles, generation_prompt, left_pad, unconditional
 from janus_jax.processing.tokenizer import Tokenizer
 from janus_jax.sharding import constrain, least_of_hosts, mesh_of, on_mesh
@@ -117,7 +117,7 @@ def begin(
       The state after one code.
     """
     model = nnx.merge(graphdef, params)
-    slots = ids.shape[-1] + num_codes - 1  # the last code is never read back
+    slots = whole_slots(ids.shape[-1] + num_codes - 1)  # the last code is never read back
 
     def prompt(pair: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, KVCache]:
         tokens, valid, places = pair
@@ -135,8 +135,8 @@ def begin(
         return x[owner].reshape(-1, *x.shape[2:])
 
     def kept(x: jax.Array) -> jax.Array:
-        """Keys or values [Q, 2, S, K, H] -> [R, S, K, H], rows and heads over the mesh."""
-        return constrain(rows(x), "batch", None, "heads", None)
+        """Keys or values [Q, 2, K, S, H] -> [R, K, S, H], rows and heads over the mesh."""
+        return constrain(rows(x), "batch", "heads", None, None)
 
     cache = KVCache(
         k=tuple(map(kept, caches.k)),

@@ -156,7 +156,7 @@ def _spread(cache: KVCache) -> KVCache:
     """Rows and heads over the mesh."""
 
     def pin(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        return tuple(constrain(x, "batch", None, "heads", None) for x in arrays)
+        return tuple(constrain(x, "batch", "heads", None, None) for x in arrays)
 
     return KVCache(pin(cache.k), pin(cache.v), constrain(cache.valid, "batch", None), cache.length)
 

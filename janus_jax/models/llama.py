@@ -14,11 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.nn import initializers
 
 from janus_jax.config import LlamaConfig
-from janus_jax.nn.attention import attention, causal_mask, segment_mask
-from janus_jax.nn.cache import KVCache, write_slot
+from janus_jax.nn.attention import (
+    attention,
+    cached_attention,
+    cached_attention_and_own,
+    causal_mask,
+    segment_mask,
+)
+from janus_jax.nn.cache import KVCache, heads_first, row_major, write_slot
 from janus_jax.nn.layers import Embedding, Linear, RMSNorm, tap
 from janus_jax.nn.rope import apply_rope, rope_tables
 from janus_jax.sharding import constrain
@@ -34,19 +41,27 @@ class Attention(nnx.Module):
         self.k = Linear(rngs, d, config.num_kv_heads * h, ("embed", "heads"), **kwargs)
         self.v = Linear(rngs, d, config.num_kv_heads * h, ("embed", "heads"), **kwargs)
         self.out = Linear(rngs, config.num_heads * h, d, ("heads", "embed"), **kwargs)
-        self.head_dim = h
+        self.head_dim, self.scale = h, h**-0.5
 
     def project(
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, T, D] -> rotated q [B, T, N, H], rotated k and plain v [B, T, K, H]."""
         b, t, _ = x.shape
-        q, k, v = (y.reshape(b, t, -1, self.head_dim) for y in (self.q(x), self.k(x), self.v(x)))
+        flat = (self.q(x), self.k(x), self.v(x))
+        if t == 1:
+            # Else the TPU compiler makes heads within the products of a decode step, and for that
+            # copies these three matrices of every layer into another layout at each call.
+            flat = lax.optimization_barrier(flat)
+        q, k, v = (y.reshape(b, t, -1, self.head_dim) for y in flat)
         return apply_rope(q, *rope), apply_rope(k, *rope), v
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
         """Attention and output projection; mask [B, T, S]; -> [B, T, D]."""
-        y = attention(q, k, v, mask, scale=self.head_dim**-0.5)
+        return self.merge(attention(q, k, v, mask, scale=self.scale))
+
+    def merge(self, y: jax.Array) -> jax.Array:
+        """Heads [B, T, N, H] through the output projection -> [B, T, D]."""
         return self.out(y.reshape(*y.shape[:2], -1))
 
 
@@ -94,11 +109,58 @@ class Layer(nnx.Module):
         v_cache: jax.Array,
         slot: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Tokens [B, T, D] against the cache [B, S, K, H] of this layer, written from `slot` on."""
+        """Tokens [B, T, D] against the cache [B, K, S, H] of this layer, written from `slot` on."""
+        one_on_tpu = self._attend_then_write if x.shape[1] == 1 else self._write_then_attend
+        return lax.platform_dependent(
+            x,
+            rope,
+            mask,
+            k_cache,
+            v_cache,
+            slot,
+            tpu=one_on_tpu,
+            default=self._write_then_attend,
+        )
+
+    def _write_then_attend(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        mask: jax.Array,
+        k_cache: jax.Array,
+        v_cache: jax.Array,
+        slot: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k, v = self.attn.project(self.attn_norm(x), rope)
-        k_cache, v_cache = write_slot(k_cache, k, slot), write_slot(v_cache, v, slot)
-        x = x + self.attn.attend(q, k_cache.astype(q.dtype), v_cache.astype(q.dtype), mask)
+        k_cache = write_slot(k_cache, heads_first(k), slot)
+        v_cache = write_slot(v_cache, heads_first(v), slot)
+        keys, values = k_cache.astype(q.dtype), v_cache.astype(q.dtype)
+        x = x + self.attn.merge(cached_attention(q, keys, values, mask, scale=self.attn.scale))
         return x + self.mlp(self.mlp_norm(x)), k_cache, v_cache
+
+    def _attend_then_write(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        mask: jax.Array,
+        k_cache: jax.Array,
+        v_cache: jax.Array,
+        slot: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The same for one token, in the order that the TPU compiler updates in place.
+
+        Written first, a cache is brought into VMEM, changed there and carried back whole. Here it
+        is only read, and written at the end of the layer, when VMEM is needed for other things.
+        Other compilers copy a cache that is read before it is written, hence the two orders.
+        """
+        q, k, v = self.attn.project(self.attn_norm(x), rope)
+        before = mask & (jnp.arange(mask.shape[-1]) != slot)
+        keys, values = (row_major(c).astype(q.dtype) for c in (k_cache, v_cache))
+        y = cached_attention_and_own(q, keys, values, k, v, before, scale=self.attn.scale)
+        x = x + self.attn.merge(y)
+        x, k, v = lax.optimization_barrier((x + self.mlp(self.mlp_norm(x)), k, v))
+        k_cache = write_slot(k_cache, heads_first(k), slot)
+        return x, k_cache, write_slot(v_cache, heads_first(v), slot)
 
 
 class Llama(nnx.Module):

@@ -62,7 +62,7 @@ def test_later_turns_are_those_of_a_fresh_run_over_the_whole_prompt(model, pictu
             model.graphdef, model.params, x, positions, jnp.ones(ids.shape, bool), ids.shape[1]
         )
         for got, want in zip(held.cache.k + held.cache.v, fresh.k + fresh.v, strict=True):
-            np.testing.assert_allclose(got[:, : ids.shape[1]], want, atol=1e-4)
+            np.testing.assert_allclose(got[:, :, : ids.shape[1]], want, atol=1e-4)
         logits = functional.text_logits(model.graphdef, model.params, h[0])
         likeliest = np.asarray(jnp.argmax(logits, -1))[len(prompt.ids) - 1 :]
         assert likeliest[:-1].tolist() == ids[0, len(prompt.ids) :].tolist()

@@ -102,7 +102,22 @@ def test_decoding_is_the_whole_sequence_step_by_step(model: JanusModel, hidden):
         assert int(cache.length) == t + 1
     assert cache.valid.astype(int).tolist() == [[1] * 8 + [0], [0, 0] + [1] * 6 + [0]]
     # Unused slots hold nothing and count for nothing.
-    assert not np.asarray(cache.k[0][:, 8:]).any()
+    assert not np.asarray(cache.k[0][:, :, 8:]).any()
+
+
+def test_both_orders_of_a_decode_step_agree(model: JanusModel):
+    """A TPU reads the cache before it writes: the same results and the same cache."""
+    layer, heads = model.llm.layers[0], (2, DEBUG.llm.num_kv_heads, 6, DEBUG.llm.head_dim)
+    k, v = jax.random.normal(jax.random.key(8), (2, *heads))
+    mask = jnp.array([[[True] * 4 + [False] * 2], [[False] + [True] * 3 + [False] * 2]])
+    args = (states(9, 2, 1), model.llm.rope(jnp.array([[3], [2]])), mask, k, v, jnp.int32(3))
+    here, there = layer._write_then_attend(*args), layer._attend_then_write(*args)
+    for got, want in zip(there, here, strict=True):
+        close(got, want)
+    np.testing.assert_array_equal(there[1], here[1])
+    assert not np.array_equal(here[1], k)
+    for got, want in zip(layer.decode(*args), here, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_a_repeated_cache_continues_each_copy_alike(model: JanusModel):

@@ -1,9 +1,16 @@
 """Masks and attention as literal arrays."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.nn.attention import attention, causal_mask, segment_mask
+from janus_jax.nn.attention import (
+    attention,
+    cached_attention,
+    cached_attention_and_own,
+    causal_mask,
+    segment_mask,
+)
 
 
 def test_causal_mask_of_a_left_padded_row():
@@ -69,3 +76,30 @@ def test_softmax_is_float32_under_bfloat16():
     out = attention(q, k, v, None, scale=1.0)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(float(out[0, 0, 0, 0]), 1 / (1 + np.exp(-1)), rtol=1e-2)
+
+
+def test_cached_keys_are_read_heads_first():
+    q = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
+    k, v = jax.random.normal(jax.random.key(1), (2, 2, 5, 2, 8))
+    mask = jnp.arange(5) < jnp.array([[[2], [3], [4]], [[5], [1], [2]]])
+    turned = cached_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, scale=0.3)
+    np.testing.assert_allclose(turned, attention(q, k, v, mask, scale=0.3), atol=1e-6)
+
+
+def test_a_token_that_is_not_in_the_cache_yet_looks_at_itself():
+    q = jax.random.normal(jax.random.key(0), (2, 1, 4, 8))
+    k, v = 3 * jax.random.normal(jax.random.key(1), (2, 2, 2, 5, 8))
+    mask = jnp.array([[[True, True, True, False, False]], [[False, True, True, False, False]]])
+    slot = 3
+    seen = mask.at[..., slot].set(True)
+    want = cached_attention(q, k, v, seen, scale=0.3)
+    own_k, own_v = (x[:, :, slot][:, None] for x in (k, v))
+    # What the slot holds before must not count, however large.
+    stale_k, stale_v = k.at[:, :, slot].set(50.0), v.at[:, :, slot].set(1e30)
+    got = cached_attention_and_own(q, stale_k, stale_v, own_k, own_v, mask, scale=0.3)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    # A first token sees itself alone.
+    nothing = cached_attention_and_own(
+        q, stale_k, stale_v, own_k, own_v, jnp.zeros((2, 1, 5), bool), scale=0.3
+    )
+    np.testing.assert_allclose(nothing[:, 0], jnp.repeat(own_v[:, 0], 2, axis=1), rtol=1e-6)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from janus_jax.nn.cache import KVCache, write_slot
+from janus_jax.nn.cache import KVCache, heads_first, row_major, whole_slots, write_slot
 
 
 def cache() -> KVCache:
@@ -16,9 +16,9 @@ def cache() -> KVCache:
 def test_prefill_fills_the_first_slots():
     c = cache()
     assert len(c.k) == len(c.v) == 2
-    assert c.k[0][..., 0, 0].tolist() == [[1, 2, 0, 0], [3, 4, 0, 0]]
-    assert c.v[0][..., 0, 0].tolist() == [[10, 20, 0, 0], [30, 40, 0, 0]]
-    assert c.k[1][..., 0, 0].tolist() == [[2, 3, 0, 0], [4, 5, 0, 0]]
+    assert c.k[0][:, 0, :, 0].tolist() == [[1, 2, 0, 0], [3, 4, 0, 0]]
+    assert c.v[0][:, 0, :, 0].tolist() == [[10, 20, 0, 0], [30, 40, 0, 0]]
+    assert c.k[1][:, 0, :, 0].tolist() == [[2, 3, 0, 0], [4, 5, 0, 0]]
     assert c.valid.astype(int).tolist() == [[1, 1, 0, 0], [0, 1, 0, 0]]
     assert int(c.length) == 2 and c.length.dtype == jnp.int32
 
@@ -30,18 +30,36 @@ def test_a_prompt_longer_than_the_cache_is_refused():
 
 
 def test_write_slot_writes_one_slot_of_every_row():
-    buffer = jnp.zeros((2, 3, 1, 2), jnp.bfloat16)
+    buffer = jnp.zeros((2, 1, 3, 2), jnp.bfloat16)
     new = jnp.array([[1.0, 2.0], [3.0, 4.0]]).reshape(2, 1, 1, 2)
     out = write_slot(buffer, new, jnp.asarray(1, jnp.int32))
     assert out.dtype == jnp.bfloat16
-    assert out[:, :, 0].tolist() == [[[0, 0], [1, 2], [0, 0]], [[0, 0], [3, 4], [0, 0]]]
+    assert out[:, 0].tolist() == [[[0, 0], [1, 2], [0, 0]], [[0, 0], [3, 4], [0, 0]]]
     flags = write_slot(jnp.zeros((2, 3), bool), jnp.ones((2, 1), bool), jnp.asarray(2, jnp.int32))
     assert flags.astype(int).tolist() == [[0, 0, 1], [0, 0, 1]]
 
 
+def test_heads_stand_before_slots():
+    made = jnp.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)  # B, T, K, H
+    cached = KVCache.from_prefill([(made, made)], jnp.ones((2, 3), bool), slots=6).k[0]
+    assert cached.shape == (2, 4, 6, 5)
+    assert cached[1, 2, 1].tolist() == made[1, 1, 2].tolist()
+    assert heads_first(made).tolist() == cached[:, :, :3].tolist()
+    empty = KVCache.empty(1, 2, 6, 4, 5, jnp.float32).k[0]
+    assert empty.shape == cached.shape
+    grown = KVCache((cached,), (cached,), jnp.ones((2, 6), bool), jnp.int32(3)).grow(8)
+    assert grown.k[0].shape == (2, 4, 8, 5) and grown.valid.shape == (2, 8)
+    assert grown.v[0][:, :, :6].tolist() == cached.tolist() and not grown.k[0][:, :, 6:].any()
+    assert jax.jit(row_major)(cached).tolist() == cached.tolist()
+
+
+def test_slots_come_in_whole_tiles():
+    assert [whole_slots(n) for n in (1, 16, 17, 607, 608)] == [16, 16, 32, 608, 608]
+
+
 def test_repeat_keeps_copies_of_a_row_together():
     c = cache().repeat(2)
-    assert c.k[0][..., 0, 0].tolist() == [[1, 2, 0, 0], [1, 2, 0, 0], [3, 4, 0, 0], [3, 4, 0, 0]]
+    assert c.k[0][:, 0, :, 0].tolist() == [[1, 2, 0, 0], [1, 2, 0, 0], [3, 4, 0, 0], [3, 4, 0, 0]]
     assert c.valid.astype(int).tolist() == [[1, 1, 0, 0]] * 2 + [[0, 1, 0, 0]] * 2
     assert int(c.length) == 2
 
