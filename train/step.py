@@ -31,6 +31,7 @@ def make_step(
     accumulate: int = 1,
     compute_dtype: Any = jnp.float32,
     guard: GuardConfig = GuardConfig(),  # noqa: B008  (frozen)
+    compiler_options: dict[str, str] | None = None,
 ) -> Any:
     """The compiled step.
 
@@ -49,6 +50,7 @@ def make_step(
       compute_dtype: parameters are cast to it before they are gathered and used; the state keeps
         its own dtype.
       guard: what a step with bad numbers is; its update is left out, see `train.guard`.
+      compiler_options: of XLA, see `train.plan.chips.compiler_options`.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, jitted; the old state's memory is reused.
@@ -97,9 +99,8 @@ def make_step(
         )
         return new, {**metrics, **report(good, state.guard, after)}
 
-    if shardings is None:
-        return jax.jit(step, donate_argnums=0)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    given: dict[str, Any] = {} if shardings is None else {"out_shardings": (shardings, None)}
+    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options, **given)
 
 
 def quotients(sums: Sums) -> Metrics:

@@ -18,6 +18,7 @@ class Chip:
 
     Attributes:
       name: as topologies name it.
+      kind: as JAX devices name it.
       hbm_bytes: its memory.
       peak_flops: bfloat16 FLOP/s.
       clock_hz: cycles a second.
@@ -27,6 +28,7 @@ class Chip:
     """
 
     name: str
+    kind: str
     hbm_bytes: int
     peak_flops: float
     clock_hz: float
@@ -43,13 +45,18 @@ _GATHER = ("xla_tpu_prefer_async_allgather_to_allreduce", "true")
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32 * _GB, 275e12, 1.05e9, compiler_options=(_GATHER,)),
-        Chip("v5e", 16 * _GB, 197e12, 1.5e9),
-        Chip("v5p", 95 * _GB, 459e12, 1.75e9, compiler_options=(_GATHER,)),
-        Chip("v6e", 32 * _GB, 918e12, 1.75e9),
-        Chip("tpu7x", 192 * _GB, 2307e12, 2.2e9, devices=2, compiler_options=(_GATHER,)),
+        Chip("v4", "TPU v4", 32 * _GB, 275e12, 1.05e9, compiler_options=(_GATHER,)),
+        Chip("v5e", "TPU v5 lite", 16 * _GB, 197e12, 1.5e9),
+        Chip("v5p", "TPU v5", 95 * _GB, 459e12, 1.75e9, compiler_options=(_GATHER,)),
+        Chip("v6e", "TPU v6 lite", 32 * _GB, 918e12, 1.75e9),
+        Chip("tpu7x", "TPU7x", 192 * _GB, 2307e12, 2.2e9, devices=2, compiler_options=(_GATHER,)),
     )
 }
+
+
+def compiler_options(kind: str) -> dict[str, str]:
+    """XLA options of a training step, by the kind of its devices; none for what is no TPU."""
+    return next((dict(c.compiler_options) for c in CHIPS.values() if c.kind == kind), {})
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from janus_jax.errors import InputError
+from train.plan.chips import compiler_options
 from train.plan.libtpu import devices_of
 from train.plan.step import PlannedStep, on_devices
 
@@ -61,6 +62,8 @@ def compile_step(step: PlannedStep) -> CompiledStep:
         shardings=shardings,
         accumulate=config.accumulate,
         compute_dtype=jnp.dtype(config.compute_dtype),
+        guard=config.guard,
+        compiler_options=compiler_options(step.topology.chip.kind),
     )
     with jax.set_mesh(mesh):
         lowered = run.lower(
@@ -68,7 +71,7 @@ def compile_step(step: PlannedStep) -> CompiledStep:
         )
     start = time.perf_counter()
     try:
-        compiled = lowered.compile(dict(step.topology.chip.compiler_options) or None)
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         raise _refused(step, error) from error
     seconds = time.perf_counter() - start
