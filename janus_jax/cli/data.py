@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Pack, encode and inspect training data.
+    """Pack, encode and inspect training data, list the samples of a step.
 
-    Usage: janus-jax data {pack,encode,inspect} ...
+    Usage: janus-jax data {pack,encode,inspect,ids} ...
 
     `janus-jax data --help` says what each does, `janus-jax data pack --help` its flags.
     """

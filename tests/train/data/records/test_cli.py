@@ -80,7 +80,7 @@ def test_encode_adds_the_models_own_codes_and_goes_on_after_a_stop(
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
-        (["fetch"], "unknown command 'data fetch'; allowed: pack, encode, inspect"),
+        (["fetch"], "unknown command 'data fetch'; allowed: pack, encode, inspect, ids"),
         (["pack", "--out", "x"], "INPUT is missing"),
         (["pack", "a.jsonl", "--out", "x", "--workers", "0"], "--workers is 0"),
         (["pack", "a.jsonl", "--out", "x", "--max-broken", "2"], "--max-broken is 2.0"),

@@ -1,0 +1,97 @@
+"""A run on packed data sets: broken samples are counted in it, and its steps can be listed."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from janus_jax.config import DEBUG
+from janus_jax.errors import InputError
+from tests.train.data.records.sets import generation, picture, text, understanding, write_set
+from tests.train.runs import metrics, tiny
+from train import rundir
+from train.data.bad_samples import TooManyBadSamples
+from train.data.records.cli import main
+from train.loop import run
+
+BROKEN = (b"no picture",)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    size = DEBUG.num_image_tokens, DEBUG.vq.codebook_size
+    records = [
+        *(understanding(i, images=(picture(i),)) for i in range(15)),
+        *(understanding(i, images=BROKEN) for i in range(15, 18)),
+        *map(text, range(8)),
+        *(replace(generation(i), codes=rng.integers(0, size[1], size[0])) for i in range(12)),
+    ]
+    return write_set(tmp_path_factory.mktemp("data") / "set", records)
+
+
+def config(data: Path, model: Path, **changes):
+    settings = dict(data=(f"{data}:2",), init=(str(model),), preview_every=0, max_bad_samples=0.2)
+    return tiny("emoji-stage3", steps=4, **{**settings, **changes})
+
+
+def listed(*argv: str, capsys) -> list[str]:
+    assert main(["ids", *argv]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_run_counts_broken_samples_and_its_steps_can_be_listed(
+    data: Path, debug_dir: Path, tmp_path: Path, capsys
+):
+    run_dir = tmp_path / "run"
+    assert run(config(data, debug_dir), run_dir, resume=False, overwrite=False) == 0
+    assert [m["step"] for m in metrics(run_dir)] == [1, 2, 3, 4]
+    bad = [json.loads(line) for line in (run_dir / "bad_samples.jsonl").read_text().splitlines()]
+    capsys.readouterr()
+    lines = [
+        json.loads(line)
+        for line in listed(str(run_dir), "--step", "0", "--count", "4", "--json", capsys=capsys)
+    ]
+    assert [line["step"] for line in lines] == [step for step in range(4) for _ in range(10)]
+    # 5 : 1 : 4, and of a pass of 4 steps over 18 records about pictures all but a few.
+    kinds = [line["kind"] for line in lines[:10]]
+    assert {k: kinds.count(k) for k in set(kinds)} == {
+        "understanding": 5,
+        "text": 1,
+        "generation": 4,
+    }
+    taken = {line["id"] for line in lines if line["kind"] == "understanding"}
+    broken = {"u15", "u16", "u17"}
+    assert taken & broken <= {line["id"] for line in bad} <= broken and bad
+    assert all(line["reason"] == "picture cannot be decoded" for line in bad)
+    where = next(line["name"] for line in lines if line["id"] == bad[0]["id"])
+    assert where == f"{data}/understanding[{bad[0]['number']}]"
+    assert listed(str(run_dir), "--step", "3", capsys=capsys)[0].split("\t") == [
+        str(value) for value in lines[30].values()
+    ]
+
+
+def test_a_run_with_too_many_broken_samples_ends(data: Path, debug_dir: Path, tmp_path: Path):
+    with pytest.raises(TooManyBadSamples, match=r"--max-bad-samples allows 0 .*bad_samples.jsonl"):
+        run(
+            config(data, debug_dir, max_bad_samples=0),
+            tmp_path / "run",
+            resume=False,
+            overwrite=False,
+        )
+
+
+def test_ids_of_runs_on_the_drawings_and_of_no_run(tmp_path: Path, capsys):
+    for name in ("emoji-stage3", "emoji-vq"):
+        (tmp_path / name).mkdir()
+        rundir.write_json(tmp_path / name / "config.json", asdict(tiny(name)))
+    lines = listed(str(tmp_path / "emoji-stage3"), "--step", "7", capsys=capsys)
+    assert len(lines) == 10 and all(len(line.split("\t")) == 4 for line in lines)
+    with pytest.raises(InputError, match="a run of the objective vq, whose samples have no ids"):
+        main(["ids", str(tmp_path / "emoji-vq"), "--step", "0"])
+    with pytest.raises(InputError, match="holds no run"):
+        main(["ids", str(tmp_path), "--step", "0"])
+    with pytest.raises(InputError, match="--step -1 --count 1"):
+        main(["ids", str(tmp_path), "--step", "-1"])
