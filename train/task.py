@@ -167,7 +167,9 @@ def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Ta
         source: Source
         steps, checked = 1, None
         if config.data and split == "train":
-            checked = open_data(config, origin, bad_log=run_dir / "bad_samples.jsonl")
+            # Every process counts the broken samples of the groups that it reads.
+            own = f"-{jax.process_index()}" if jax.process_index() else ""
+            checked = open_data(config, origin, bad_log=run_dir / f"bad_samples{own}.jsonl")
             source = checked
         elif config.data:
             held = open_data(config, origin, heldout=True)

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from janus_jax.errors import RunFailed
 
-class TooManyBadSamples(RuntimeError):
+
+class TooManyBadSamples(RunFailed):
     """A run has met more broken samples than it accepts."""
 
 

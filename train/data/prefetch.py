@@ -6,6 +6,7 @@ begins, it is the same.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
+from janus_jax.errors import RunFailed
 from train.data.bad_samples import BadSample, BadSamples
 
 Batch = TypeVar("Batch")
@@ -22,7 +24,7 @@ TIMEOUT = 600.0
 """Seconds without a new batch after which a run gives up waiting."""
 
 
-class WorkerFailed(RuntimeError):
+class WorkerFailed(RunFailed):
     """A worker that makes batches died or hangs."""
 
 
@@ -171,11 +173,14 @@ def _draw(items: Any, ready: queue.Queue[Any], closed: threading.Event) -> None:
     except BaseException as error:  # goes on in the thread that waits
         put(None, error)
     finally:
-        if hasattr(items, "close"):
-            items.close()
+        # As the process ends Grain stops its workers too, and one of both finds them gone.
+        with contextlib.suppress(Exception):
+            if hasattr(items, "close"):
+                items.close()
 
 
 def _explained(error: BaseException, step: int) -> BaseException:
+    # Grain has no type of its own for this.
     if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
         failed = WorkerFailed(
             f"a loader worker died before the batch of step {step} was there ({error}); if memory "
