@@ -84,7 +84,11 @@ class Checkpoints:
             # Lets a new process look into a step before it restores it.
             item_handlers={"state": array_storage(), "record": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=2, cleanup_tmp_directories=True, create=True
+                max_to_keep=2,
+                cleanup_tmp_directories=True,
+                create=True,
+                # Where a directory cannot be made, the writers in the background would wait for it.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
 

@@ -110,7 +110,7 @@ def run(
             return 0
         config = resolve(config, run_dir)
         goodput = Goodput(run_dir / "goodput.json")
-        with stop_on_signal() as stop:
+        with rundir.writable(run_dir), stop_on_signal() as stop:
             # Leaving the block waits for the last save.
             with closing(Checkpoints(run_dir / "checkpoints")) as checkpoints:
                 this, state = start(config, run_dir, checkpoints, fall_back=fall_back)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -114,6 +115,24 @@ def read_config(run_dir: Path) -> TrainConfig:
     return _built(TrainConfig, read_json(record), record)
 
 
+@contextmanager
+def writable(run_dir: Path) -> Iterator[None]:
+    """Says in one line when the disk of a run in progress takes no more.
+
+    Raises:
+      InputError: it is full, or has become read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
+        raise InputError(
+            f"--run-dir {run_dir} cannot be written any more ({error.strerror})",
+            fix="make room or mend the disk, and go on with --resume",
+        ) from error
+
+
 def is_finished(run_dir: Path) -> bool:
     """Whether a run has written its result."""
     return (run_dir / "done").exists()
@@ -145,7 +164,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror})") from error
+        raise InputError(
+            f"{path} cannot be written ({error.strerror})",
+            fix="make room or mend the disk; a run goes on with --resume",
+        ) from error
 
 
 def _built(cls: type, content: dict[str, Any], record: Path) -> Any:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import resource
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ class Disk:
 
     Attributes:
       path: the directory.
+      mounted: whether it is a file system of its own.
       reason: what the system says when the disk is full.
     """
 
@@ -24,27 +24,27 @@ class Disk:
         self.path = path
         path.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
-        self._mounted = os.geteuid() == 0 and _succeeds(*command)
-        self.reason = "No space left on device" if self._mounted else "File too large"
+        self.mounted = os.geteuid() == 0 and _succeeds(*command)
+        self.reason = "No space left on device" if self.mounted else "File too large"
 
-    def fill(self, leave: int = 0) -> None:
-        """Leaves so many bytes free."""
-        if self._mounted:
+    def fill(self, leave: int = 0, process: int = 0) -> None:
+        """Leaves so many bytes free; where it is no disk, for one process (0: this one)."""
+        if self.mounted:
             free = os.statvfs(self.path).f_bavail * os.statvfs(self.path).f_bsize
             (self.path / "filler").write_bytes(b"x" * (free - leave))
         else:
-            _limit_files(max(leave, 4096))
+            _limit_files(max(leave, 4096), process)
 
     def clear(self) -> None:
         """Undoes `fill`."""
-        if self._mounted:
+        if self.mounted:
             (self.path / "filler").unlink(missing_ok=True)
         else:
             _limit_files(None)
 
     def set_writable(self, writable: bool) -> None:
         """Makes everything on it read-only, or writable again."""
-        if self._mounted:
+        if self.mounted:
             how = "remount,rw" if writable else "remount,ro"
             assert _succeeds("mount", "-o", how, str(self.path))
         else:
@@ -53,11 +53,10 @@ class Disk:
 
     def close(self) -> None:
         """Takes it away."""
+        self.set_writable(True)
         self.clear()
-        if self._mounted:
+        if self.mounted:
             assert _succeeds("umount", "-l", str(self.path))
-        else:
-            self.set_writable(True)
 
 
 @contextlib.contextmanager
@@ -74,7 +73,8 @@ def _succeeds(*command: str) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def _limit_files(size: int | None) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write fails with EFBIG instead
+def _limit_files(size: int | None, process: int = 0) -> None:
+    # Python ignores SIGXFSZ, so a write fails with EFBIG instead.
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+    limits = (hard if size is None else size, hard)
+    resource.prlimit(process, resource.RLIMIT_FSIZE, limits)

@@ -1,6 +1,5 @@
 """Conversions that are killed, stopped, or run out of disk: never half a model."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ from janus_jax.checkpoint import load_model
 from janus_jax.locate import is_model
 from tests.convert.whole import save_deepseek
 from tests.faults.converting import converting
+from tests.faults.processes import forkserver
 
 KILLS = 10
 
@@ -32,8 +32,7 @@ def start(tmp_path_factory: pytest.TempPathFactory):
     Processes are forked from a server that has imported everything and started no thread, so each
     of them is at work within milliseconds.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.converting"])
+    context = forkserver()
 
     def start(source: Path, target: Path, *flags: str, file_limit: int = 0):
         log = target.with_name(f"{target.name}.log")

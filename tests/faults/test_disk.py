@@ -10,6 +10,7 @@ import pytest
 
 from janus_jax.errors import InputError
 from tests.faults.disks import small_disk
+from tests.faults.jobs import Job, go_on_to_the_end, steps_saved
 from train import checkpoints as module
 from train.checkpoints import Checkpoints
 from train.guard import first_guard
@@ -77,3 +78,46 @@ def test_a_disk_without_room_is_found_before_a_save(tmp_path, monkeypatch):
         assert "the checkpoint of step 2 is intact" in str(error.value)
     checkpoints.close()
     assert_newest(tmp_path / "checkpoints", 2)
+
+
+def test_read_only_disk_in_a_save_leaves_the_step_before(disk):
+    checkpoints = Checkpoints(disk.path / "checkpoints")
+    checkpoints.save(2, state(2))
+    checkpoints.check_finished()
+    disk.set_writable(False)
+    with pytest.raises(InputError, match=r"could not be written .*that of step 2 is intact"):
+        checkpoints.save(4, state(4))
+        checkpoints.check_finished()
+    disk.set_writable(True)
+    checkpoints.close()
+    assert_newest(disk.path / "checkpoints", 2)
+
+
+def test_read_only_run_directory_is_found_before_the_first_step(disk, tmp_path):
+    disk.set_writable(False)
+    line = Job(disk.path / "run", notes=tmp_path).refused()
+    assert line.startswith(f"--run-dir {disk.path / 'run'} cannot be written")
+
+
+def test_disk_too_small_for_a_checkpoint_is_found_before_the_first_step(disk, tmp_path):
+    if not disk.mounted:
+        return  # a disk's size cannot be had; `test_a_disk_without_room_...` looks at the sum
+    disk.fill(leave=MEGABYTE // 8)
+    line = Job(disk.path / "run", notes=tmp_path).refused()
+    assert "checkpoint" in line and str(disk.path / "run" / "checkpoints") in line
+    assert not (disk.path / "run" / "metrics.jsonl").exists()
+
+
+def test_disk_full_in_the_midst_of_a_run_and_gone_on_with(disk, whole, tmp_path):
+    run_dir = disk.path / "run"
+    job = Job(run_dir, "--checkpoint-every", "2", at="fifth data wait", notes=tmp_path)
+    job.come_there()
+    while steps_saved(run_dir) != [2, 4]:
+        assert job.running(), job.said()
+    disk.fill(process=job.pid)
+    job.let_go()
+    line = job.refused()
+    assert str(run_dir) in line and disk.reason in line and "--resume" in line
+    assert steps_saved(run_dir) == [2, 4]
+    disk.clear()
+    go_on_to_the_end(run_dir, whole, "--checkpoint-every", "2", notes=tmp_path)

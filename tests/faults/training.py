@@ -37,7 +37,7 @@ def training(argv: list[str], log: Path, marks: Path | None = None, at: str = ""
       log: file that gets what is printed, after what it holds.
       marks: gets `ids.jsonl`, the samples of every batch that is read, and a file `at` once the run
         has come there.
-      at: where the run waits for a signal, a key of `WAITS`; empty for nowhere.
+      at: where the run waits, or what goes wrong: a key of `FAULTS`; empty for nothing.
     """
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -48,7 +48,7 @@ def training(argv: list[str], log: Path, marks: Path | None = None, at: str = ""
         _write_ids(marks / "ids.jsonl")
     if at:
         assert marks is not None
-        WAITS[at](marks / at)
+        FAULTS[at](marks / at)
     main.main(["train", *argv])
 
 
@@ -67,26 +67,29 @@ def _write_ids(path: Path) -> None:
     feed.PackedFeed.read = recorded
 
 
-def _wait(mark: Path | None = None, seconds: float = 60) -> None:
-    """Says where the run is and stays there, as it would in something slow."""
-    if mark is not None:
-        mark.touch()
+def _wait(mark: Path, seconds: float = 60) -> None:
+    """Says where the run is and stays there, as it would in something slow, or until told `go`."""
+    mark.touch()
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and not (mark.parent / "go").exists():
         time.sleep(0.02)
 
 
-def _in_a_data_wait(mark: Path) -> None:
-    """The batch of the third step does not come; the mark is set once the second one is used."""
-    read = feed.PackedFeed.read
+def _in_the_data_wait_of(number: int) -> Callable[[Path], None]:
+    """The batch of a step, counted from 1, does not come; the mark is set by the one before."""
 
-    def slow(self: feed.PackedFeed, step: int):
-        if step == 2:
-            _wait()
-        return read(self, step)
+    def set_up(mark: Path) -> None:
+        read = feed.PackedFeed.read
 
-    feed.PackedFeed.read = slow
-    _mark_at_batch(2, mark)
+        def slow(self: feed.PackedFeed, step: int):
+            if step == number - 1:
+                _wait(mark.with_name("reading"))
+            return read(self, step)
+
+        feed.PackedFeed.read = slow
+        _mark_at_batch(number - 1, mark)
+
+    return set_up
 
 
 def _mark_at_batch(number: int, mark: Path, pause: float = 0) -> None:
@@ -140,10 +143,31 @@ def _in_a_save(mark: Path) -> None:
     checkpoints.Checkpoints.save = slow
 
 
-WAITS: dict[str, Callable[[Path], None]] = {
-    "data wait": _in_a_data_wait,
+def _not_a_number(steps: Callable[[int], bool]) -> Callable[[Path], None]:
+    """In some steps, counted from 1, the weights of the targets are NaN."""
+
+    def poison(mark: Path) -> None:
+        groups = feed.PackedFeed.read
+
+        def read(self: feed.PackedFeed, step: int):
+            found = groups(self, step)
+            if steps(step + 1):
+                for group in found.values():
+                    group["text_weights"]["text"] = group["text_weights"]["text"] * float("nan")
+            return found
+
+        feed.PackedFeed.read = read
+
+    return poison
+
+
+FAULTS: dict[str, Callable[[Path], None]] = {
+    "data wait": _in_the_data_wait_of(3),
+    "fifth data wait": _in_the_data_wait_of(5),
     "evaluation": _in_the_evaluation,
     "first compilation": _in_the_first_compilation,
     "save": _in_a_save,
     "step": _in_a_step,
+    "NaN in step 3": _not_a_number(lambda step: step == 3),
+    "NaN from step 3 on": _not_a_number(lambda step: step >= 3),
 }
