@@ -128,6 +128,8 @@ class TrainConfig:
         needed; faster, not equal to the reference's pixels.
       data_workers: processes that measure data sets before the first step, and threads that
         prepare samples ahead of the steps.
+      data_processes: processes that prepare samples instead of threads, for a host with many cores;
+        0: threads.
       steps: optimizer steps.
       batch_size: samples a step (of all kinds together); 0: as many as fill `rows`.
       mixture: ratio of the kinds (objective `janus`).
@@ -176,6 +178,7 @@ class TrainConfig:
     max_bad_samples: float = 0.01
     fast_decode: bool = False
     data_workers: int = 1
+    data_processes: int = 0
     steps: int = 1000
     batch_size: int = 64
     mixture: Mixture = Mixture()
@@ -216,6 +219,7 @@ class TrainConfig:
                 f"some of {', '.join(TRAINS[self.objective])} (objective {self.objective})",
             )
         least = dict(steps=1, batch_size=1, log_every=1, checkpoint_every=1, data_workers=1)
+        least |= dict(data_processes=0)
         if self.rows and self.data:
             least |= dict(batch_size=0)
         least |= dict(max_bad_samples=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Protocol
 
 from jax.sharding import Mesh
@@ -55,11 +56,9 @@ class PackedFeed:
     ):
         self.batches, self._mesh, self.steps, self.checked = batches, mesh, steps, checked
         own = own_groups(mesh, batches.groups)
-        self._own = [a * batches.groups + g for a in range(batches.accumulate) for g in own]
-
-    def read(self, step: int) -> dict[int, Any]:
-        """See `Feed`."""
-        return self.batches.groups_of(step, self._own)
+        numbers = [a * batches.groups + g for a in range(batches.accumulate) for g in own]
+        # No method: a loader process that is sent it must not be sent the mesh.
+        self.read = functools.partial(batches.groups_of, numbers=numbers)
 
     def place(self, read: dict[int, Any]) -> Any:
         """See `Feed`."""

@@ -49,6 +49,13 @@ def test_a_run_counts_broken_samples_and_its_steps_can_be_listed(
     assert run(config(data, debug_dir), run_dir, resume=False, overwrite=False) == 0
     assert [m["step"] for m in metrics(run_dir)] == [1, 2, 3, 4]
     bad = [json.loads(line) for line in (run_dir / "bad_samples.jsonl").read_text().splitlines()]
+    # A loader process prepares the same steps; a run may go on with threads instead.
+    other = tmp_path / "other"
+    for resume, changes in ((False, {"data_processes": 1}), (True, {"data_workers": 2})):
+        assert run(config(data, debug_dir, **changes), other, resume=resume, overwrite=False) == 0
+    assert metrics(other) == metrics(run_dir)
+    logs = [(path / "bad_samples.jsonl").read_text() for path in (run_dir, other)]
+    assert logs[0] == logs[1]
     capsys.readouterr()
     lines = [
         json.loads(line)
