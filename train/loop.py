@@ -182,6 +182,7 @@ def train(
         config.steps,
         source=feed.checked,
         threads=config.data_workers if feed.checked else 1,
+        processes=config.data_processes if feed.checked else 0,
     )
     watch = Watch(
         run.directory,

@@ -17,8 +17,8 @@ from janus_jax.errors import InputError
 from train.config import TrainConfig
 
 LOCK = ".lock"
-# Settings that may change when a run is gone on with: they watch it, or stop it.
-FREE = ("watch.", "profile.", "guard.")
+# Settings that may change when a run is gone on with: they watch it, stop it, or prepare its data.
+FREE = ("watch.", "profile.", "guard.", "data_workers", "data_processes")
 
 
 @contextmanager
