@@ -17,8 +17,13 @@ from janus_jax.errors import InputError
 from train.config import TrainConfig
 
 LOCK = ".lock"
-# Settings that may change when a run is gone on with: they watch it, stop it, or prepare its data.
-FREE = ("watch.", "profile.", "guard.", "data_workers", "data_processes")
+# Settings that may change when a run is gone on with: how it is watched, stopped and saved, who
+# prepares its data, and on which devices and in which pieces a step is made. What is learned is the
+# same, but for rounding.
+FREE = (
+    *("watch.", "profile.", "guard.", "log_every", "preview_every", "checkpoint_every"),
+    *("data_workers", "data_processes", "mesh", "accumulate", "remat", "loss_chunk"),
+)
 
 
 @contextmanager

@@ -3,9 +3,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
-from tests.faults.jobs import Job, go_on_to_the_end, steps_saved
+from tests.faults.jobs import STEPS, Job, go_on_to_the_end, steps_saved
+from tests.train.runs import checkpoint
+from train.checkpoints import Checkpoints
 
 
 @pytest.fixture
@@ -47,3 +50,15 @@ def test_checkpoint_of_another_config_is_refused_with_tables_of_the_differences(
     (name,) = (n for n in rows if n.startswith(".frozen['aligner']") and "fc1" in n and "bias" in n)
     assert rows[name] == ("float32 [48]", "missing")
     assert rows[name.replace("frozen", "trainable")] == ("missing", "float32 [48]")
+
+
+def test_a_run_goes_on_over_another_mesh(stopped, whole):
+    """The same samples and, but for the order of sums, the same numbers."""
+    job = Job(stopped, "--checkpoint-every", "6", "--mesh", "fsdp=2", "--resume")
+    assert job.ended() == 0, job.said()
+    assert "resumed from step 4" in job.said() and "on one device, 1 process" in job.said()
+    found, want = checkpoint(stopped, STEPS), checkpoint(whole, STEPS)
+    assert found.keys() == want.keys()
+    for name, array in want.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-5, err_msg=name)
+    assert Checkpoints(stopped / "checkpoints").record().mesh["fsdp"] == 2
