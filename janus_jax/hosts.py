@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import InputError
@@ -96,6 +97,7 @@ class Team:
     def __init__(self, client: Any, index: int, count: int):
         self.index, self.count = index, count
         self._client, self._leaving = client, False
+        self._asked = 0  # questions; all processes ask the same ones in the same order
         # What is done when another process was asked to stop; in a thread.
         self.when_stopped: Callable[[], None] = lambda: None
         self._listener = threading.Thread(target=self._listen, name="team", daemon=True)
@@ -110,21 +112,34 @@ class Team:
         """
         self._client.wait_at_barrier(f"janus_jax/wait/{name}", _LONGEST_WAIT * 1000)
 
-    def any(self, name: str, mine: bool) -> bool:
+    def any(self, mine: bool) -> bool:
         """Whether the answer of any process is yes; the same everywhere. All have to ask.
 
         Args:
-          name: of the question, never used before.
           mine: the answer of this process.
 
         Raises:
           RuntimeError: one of them died, or did not ask within an hour.
         """
-        key = f"janus_jax/any/{name}"
+        self._asked += 1
+        key = f"janus_jax/any/{self._asked}"
         if mine:
             self._client.key_value_set(key, "yes", allow_overwrite=True)
         self.wait("any")
         return self._try_get(key) is not None
+
+    def of_first(self, value: str) -> str:
+        """The value that process 0 has. All have to ask.
+
+        Raises:
+          RuntimeError: process 0 died, or did not ask within an hour.
+        """
+        self._asked += 1
+        key = f"janus_jax/value/{self._asked}"
+        if self.index == 0:
+            self._client.key_value_set(key, value)
+            return value
+        return self._client.blocking_key_value_get(key, _LONGEST_WAIT * 1000)
 
     def stop(self) -> None:
         """Tells the others that this process was asked to stop."""
@@ -221,6 +236,12 @@ def team() -> Team | None:
 def is_first() -> bool:
     """Whether this process does what only one may do: write files that all share, and print."""
     return _team is None or _team.index == 0
+
+
+def own_file(path: Path) -> Path:
+    """A file that every process has for itself: of process 3, `stacks.txt` is `stacks.3.txt`."""
+    index = 0 if _team is None else _team.index
+    return path if index == 0 else path.with_suffix(f".{index}{path.suffix}")
 
 
 def wait(name: str) -> None:

@@ -44,10 +44,16 @@ def save_tensors(
     """
     target = Path(path).absolute()
     stream = StreamHandler(progress)
+    # Of several processes it is the one that calls this; the others are not waited for.
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
     handler = ocp.PyTreeCheckpointHandler(
         use_ocdbt=True,
         use_zarr3=True,
         use_compression=sum(t.nbytes for t in tensors.values()) < _COMPRESS_BELOW_BYTES,
+        multiprocessing_options=alone,
         type_handler_registry=ocp.type_handlers.create_type_handler_registry(
             (LazyTensor, stream),
             # Not used, but Orbax warns where it is missing.
@@ -57,7 +63,7 @@ def save_tensors(
     chunks = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with ocp.Checkpointer(handler) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(
                 target,
                 args=ocp.args.PyTreeSave(

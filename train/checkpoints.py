@@ -19,11 +19,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from janus_jax.atomic import free_bytes
 from janus_jax.errors import InputError
+from janus_jax.hosts import team
 from train.checkpoint_files import array_storage, data_file, ignore_orphans, locate, root_cause
 from train.checksums import checksums
 from train.state import TrainState
@@ -109,9 +109,9 @@ class Checkpoints:
         """
         needed = int(ROOM * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)))
         free = free_bytes(self._directory)
-        if jax.process_count() > 1:
+        if (others := team()) is not None:
             # All processes see one disk fill up, but must come to one conclusion.
-            free = int(multihost_utils.broadcast_one_to_all(free))
+            free = int(others.of_first(str(free)))
         if free < needed:
             kept = self.latest()
             raise InputError(

@@ -12,6 +12,7 @@ import tyro
 
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError
+from janus_jax.hosts import HostsConfig, connect, is_first
 from train.config import TrainConfig
 from train.presets import EMOJI_RECIPE, PRESETS
 
@@ -21,7 +22,8 @@ USAGE = """usage: janus-jax train PRESET [--run-dir DIR] [--resume | --overwrite
 
 Trains a named preset. Every field of a preset can be set: `janus-jax train PRESET --help`.
 A run lives in DIR (default runs/PRESET); it is stopped by SIGTERM or Ctrl-C, which saves its state
-and exits with status 75, and goes on with --resume.
+and exits with status 75, and goes on with --resume. Several hosts train together when each of them
+is given the same command: on TPU pods, under SLURM and on GKE that is all (docs/training.md).
 
 recipes (all their runs in order, each in its own folder below DIR; goes on by itself):
   emoji          the shipped model, about two hours on 2 cores
@@ -47,12 +49,14 @@ class Flags:
       overwrite: delete the run that is there.
       fall_back: with --resume: where the newest checkpoint is damaged, delete it and go on from the
         one before.
+      hosts: which processes train together.
     """
 
     run_dir: Path | None = None
     resume: bool = False
     overwrite: bool = False
     fall_back: bool = False
+    hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
 
 
 def main(argv: list[str]) -> int:
@@ -76,6 +80,7 @@ def main(argv: list[str]) -> int:
     if name in RECIPES:
         flags = parse(Flags, rest, prog=f"janus-jax train {name}")
         root = flags.run_dir or Path("runs")
+        connect(flags.hosts)
         return run_recipe(RECIPES[name], root, overwrite=flags.overwrite, fall_back=flags.fall_back)
     if name not in PRESETS:
         known = [*RECIPES, *PRESETS]
@@ -91,9 +96,10 @@ def main(argv: list[str]) -> int:
 
     default = Arguments(Flags(), PRESETS[name])
     arguments = parse(Arguments, rest, prog=f"janus-jax train {name}", default=default)
+    flags = arguments.flags
+    connect(flags.hosts)
     from train.loop import run
 
-    flags = arguments.flags
     return run(
         arguments.config,
         flags.run_dir or Path("runs") / name,
@@ -129,5 +135,6 @@ def run_recipe(
         status = run(config, run_dir, **flags)
         if status:
             return status
-    print(f"the model is in {root / recipe[-1].name / 'model'}", file=sys.stderr)
+    if is_first():
+        print(f"the model is in {root / recipe[-1].name / 'model'}", file=sys.stderr)
     return 0

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from janus_jax.errors import RunFailed
+from janus_jax.hosts import is_first
 from train.metrics import forget_after
 from train.watch.config import GuardConfig
 
@@ -118,7 +119,7 @@ class BadSteps:
     for the step in flight.
 
     Args:
-      path: the JSON-lines file; made at the first bad step.
+      path: the JSON-lines file; made at the first bad step. Of several processes the first writes.
       config: the policy.
       ids: names of the samples of a step, counted from 0.
       start: steps made before; records of later steps are removed.
@@ -129,7 +130,8 @@ class BadSteps:
     ):
         self._path, self._config, self._ids = path, config, ids
         self._pending: tuple[int, dict[str, Any]] | None = None
-        forget_after(path, start)
+        if is_first():
+            forget_after(path, start)
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Takes the (still computing) metrics of `step`, counted from 1; looks at those before.
@@ -169,8 +171,9 @@ class BadSteps:
             "usual_grad_norm": usual,
             "samples": list(self._ids(step - 1)),
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        if is_first():
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
         if in_a_row >= self._config.limit:
             raise RunFailed(
                 f"step {step}: {reason}; bad steps in a row: {in_a_row}, at which --guard.policy "

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from janus_jax.config import JanusConfig, get_config
 from janus_jax.errors import InputError
 from janus_jax.functional import abstract
+from janus_jax.hosts import is_first
 from janus_jax.locate import find_model, is_model
 from janus_jax.manifest import read_json
 from janus_jax.params_io import restore_params
@@ -71,7 +72,7 @@ def find_origin(config: TrainConfig, run_dir: Path) -> Origin:
         if (source / TOKENIZER).is_file() and (source / PROCESSOR).is_file():
             tokenizer = Tokenizer.from_file(source / TOKENIZER)
             processor = ProcessorConfig.load(source / PROCESSOR)
-            if source != run_dir:
+            if source != run_dir and is_first():
                 tokenizer.save(run_dir / TOKENIZER)
                 processor.save(run_dir / PROCESSOR)
             return Origin(model, tokenizer, processor)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from PIL import Image
 
 from janus_jax.errors import InputError
 from janus_jax.functional import flat_params
+from janus_jax.hosts import is_first, team, wait
 from janus_jax.params_io import save_params
 from train import rundir
 from train.checkpoints import Checkpoints
@@ -32,7 +34,7 @@ from train.data.prefetch import prefetch
 from train.export import export_model
 from train.feed import Feed
 from train.init import initial_parts
-from train.mesh import training_mesh
+from train.mesh import replicate, training_mesh
 from train.optim import make_optimizer
 from train.own_data import resolve
 from train.previews import find_examples, save_preview
@@ -103,13 +105,16 @@ def run(
         raise InputError("--resume and --overwrite exclude each other", "one of them")
     if fall_back and not resume:
         raise InputError("--fall-back goes with --resume", fix="add --resume")
-    with rundir.locked(run_dir):
-        rundir.prepare(config, run_dir, resume=resume, overwrite=overwrite)
+    with rundir.locked(run_dir) if is_first() else nullcontext():
+        if is_first():
+            rundir.prepare(config, run_dir, resume=resume, overwrite=overwrite)
+        wait("prepared")
+        rundir.check_shared(config, run_dir)
         if rundir.is_finished(run_dir):
-            print(f"{config.name}: already done, in {run_dir}", file=sys.stderr)
+            say(f"{config.name}: already done, in {run_dir}")
             return 0
         config = resolve(config, run_dir)
-        goodput = Goodput(run_dir / "goodput.json")
+        goodput = Goodput(run_dir / "goodput.json" if is_first() else None)
         with rundir.writable(run_dir), stop_on_signal() as stop:
             # Leaving the block waits for the last save.
             with closing(Checkpoints(run_dir / "checkpoints")) as checkpoints:
@@ -118,11 +123,11 @@ def run(
                 state = train(this, state, checkpoints, stop, goodput)
             done = int(state.step)
             if done < config.steps:
-                print(f"{config.name}: stopped and saved at step {done}", file=sys.stderr)
+                say(f"{config.name}: stopped and saved at step {done}")
                 return EXIT_PREEMPTED
             finish(this, state)
             # Too late to stop this run, in time for those that a recipe makes after it.
-            return EXIT_PREEMPTED if stop.requested else 0
+            return EXIT_PREEMPTED if stop.agreed() else 0
 
 
 def start(
@@ -154,7 +159,7 @@ def start(
         return this, first_state(params, parts, optimizer, shardings)
     state = checkpoints.restore(like, shardings, fall_back=fall_back)
     found = checkpoints.record(int(state.step))
-    print(f"{config.name}: resumed from {found.summary()}", file=sys.stderr)
+    say(f"{config.name}: resumed from {found.summary()}")
     return this, state
 
 
@@ -210,13 +215,12 @@ def train(
     with closing(watch), closing(batches):
         if evaluate and config.data and not done:
             # What the training changes is told by what was there before it.
-            with suppress(Stopped), stop.interruptible(), watch.evaluation():
+            with suppress(Stopped), stop.interruptible(together=True), watch.evaluation():
                 evaluate(0, state, watch)
-        while done < config.steps and not stop.requested:
-            try:
-                with stop.interruptible(), watch.waiting_for_data():
-                    read = next(batches)
-            except Stopped:
+        while done < config.steps:
+            with suppress(Stopped), stop.interruptible(), watch.waiting_for_data():
+                read = next(batches)
+            if stop.agreed():
                 break
             with watch.step(done + 1), jax.set_mesh(run.mesh):
                 # The old state's memory is gone after this line; nothing else may hold its arrays.
@@ -227,7 +231,7 @@ def train(
             watch.stepped(done, values, log=done % config.log_every == 0 or last)
             if evaluate and (done % config.preview_every == 0 or last):
                 # A signal ends the evaluation, not the run's last word.
-                with suppress(Stopped), stop.interruptible(), watch.evaluation():
+                with suppress(Stopped), stop.interruptible(together=True), watch.evaluation():
                     evaluate(done, state, watch)
             if done % config.checkpoint_every == 0 or last:
                 save()
@@ -284,8 +288,7 @@ def whole_params(run: Run, state: TrainState) -> nnx.State:
     params = run.task.to_layers(state.params)
     if run.tokenizer is None:
         return params
-    tokenizer = jax.device_put(run.tokenizer, run.shardings.step)
-    return nnx.State({**params, "vq": tokenizer})
+    return nnx.State({**params, "vq": replicate(run.tokenizer, run.mesh)})
 
 
 def finish(run: Run, state: TrainState) -> None:
@@ -298,12 +301,34 @@ def finish(run: Run, state: TrainState) -> None:
     """
     config, run_dir = run.config, run.directory
     trained, whole = {*config.trainable, *config.initial_runs()}, whole_params(run, state)
-    params = nnx.State({part: whole[part] for part in PARTS if part in trained})
-    save_params(run_dir / "params", params)
-    if trained == set(PARTS):
-        export_model(params, run.task.origin, run_dir / "model", config)
-        print_heldout(run_dir)
-    rundir.write_json(
-        run_dir / "done",
-        {"parts": list(params), "parameters": len(flat_params(params)), "steps": config.steps},
-    )
+    params = gathered(nnx.State({part: whole[part] for part in PARTS if part in trained}))
+    if params is not None:
+        save_params(run_dir / "params", params)
+        if trained == set(PARTS):
+            export_model(params, run.task.origin, run_dir / "model", config)
+            print_heldout(run_dir)
+        rundir.write_json(
+            run_dir / "done",
+            {"parts": list(params), "parameters": len(flat_params(params)), "steps": config.steps},
+        )
+    wait("finished")
+
+
+def gathered(params: nnx.State) -> nnx.State | None:
+    """Parameters where they are written: on process 0 alone, in its host's memory."""
+    if team() is None:
+        return params
+
+    def whole(leaf: jax.Array) -> np.ndarray | None:
+        # One at a time is whole on every device.
+        found = multihost_utils.process_allgather(leaf, tiled=True)
+        return found if is_first() else None
+
+    found = jax.tree.map(whole, params)
+    return found if is_first() else None
+
+
+def say(line: str) -> None:
+    """Prints a line for people, once for all processes."""
+    if is_first():
+        print(line, file=sys.stderr)

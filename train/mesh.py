@@ -115,6 +115,19 @@ def place(groups: Mapping[int, Any], mesh: Mesh, *, each: int, accumulate: int) 
     return jax.tree.unflatten(jax.tree.structure(some), placed)
 
 
+def replicate(params: Any, mesh: Mesh) -> Any:
+    """Puts arrays that every process has on a device of its own on all devices of the mesh."""
+    where = NamedSharding(mesh, PartitionSpec())
+    if not mesh.is_multi_process:
+        return jax.device_put(params, where)
+
+    def one(x: jax.Array) -> jax.Array:
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree.map(one, params)
+
+
 def place_whole(batch: Any, mesh: Mesh) -> Any:
     """Puts a batch that every process has made whole: its first axis over the batch axes."""
     where = NamedSharding(mesh, PartitionSpec(DEFAULT_RULES.batch))

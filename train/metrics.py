@@ -30,6 +30,7 @@ class MetricsLog:
 
     Args:
       path: the JSON-lines file; appended to, after lines of later steps than `start` are removed.
+        None: nothing is written or shown, because another process does that.
       steps: total steps, for the progress line.
       start: step the run starts at.
       title: what the progress line calls the run.
@@ -38,7 +39,7 @@ class MetricsLog:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         *,
         steps: int,
         start: int,
@@ -46,15 +47,17 @@ class MetricsLog:
         loggers: Sequence[Logger] = (),
     ):
         self._loggers = loggers
-        forget_after(path, start)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = None
+        if path is not None:
+            forget_after(path, start)
+            self._file = path.open("a", encoding="utf-8")
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._last = (start, time.perf_counter())
         self._steps = steps
         self._title = title
         console = Console(stderr=True)
         self._progress: Progress | None = None
-        if console.is_terminal:
+        if path is not None and console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -76,6 +79,8 @@ class MetricsLog:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
+        if self._file is None:
+            return
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
         last_step, last_time = self._last
         now = time.perf_counter()
@@ -100,6 +105,8 @@ class MetricsLog:
         Args:
           record: numbers by name, `step` among them.
         """
+        if self._file is None:
+            return
         line = {k: v if math.isfinite(v) else None for k, v in record.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -117,7 +124,8 @@ class MetricsLog:
         self.flush()
         if self._progress is not None:
             self._progress.stop()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         for logger in self._loggers:
             logger.close()
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
@@ -18,12 +17,14 @@ from janus_jax import functional
 from janus_jax.config import JanusConfig
 from janus_jax.generate.image import decode_codes, generate_codes
 from janus_jax.generate.sampling import Sampling
+from janus_jax.hosts import is_first
 from janus_jax.models.janus import JanusModel
 from janus_jax.nn.layers import ShapesOnly
 from janus_jax.processing.image import to_uint8
 from janus_jax.processing.prompt import Roles
 from janus_jax.processing.settings import EMOJI_PROCESSOR
 from janus_jax.processing.tokenizer import Tokenizer
+from janus_jax.sharding import constrain, on_mesh
 from train.data.emoji import load_emoji, load_pictures
 from train.data.mixture import parse_data
 from train.data.records.shards import open_records
@@ -101,7 +102,8 @@ def save_preview(
     Args:
       params: the parameters there are, as they are on disk.
       config: the architecture.
-      path: the PNG to write; its directory is made.
+      path: the PNG to write; its directory is made. Of several processes, which all have to draw,
+        the first one writes.
       examples: of a run on other data; their true pictures are shown as the tokenizer keeps them.
 
     Returns:
@@ -125,8 +127,7 @@ def save_preview(
     else:
         drawn = reconstruct(params["vq"], config, np.concatenate(pictures))
     cut = len(splits[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid([pictures[0], drawn[:cut], pictures[1], drawn[cut:]]).save(path)
+    _write(grid([pictures[0], drawn[:cut], pictures[1], drawn[cut:]]), path)
     return {
         f"{split} names": [e.name for e in records]
         for split, records in zip(("train", "heldout"), splits, strict=True)
@@ -142,21 +143,28 @@ def _save_examples(params: nnx.State, config: JanusConfig, path: Path, examples:
     for found in examples.captions.values():
         rows += [part[start : start + len(found)] for part in (true, drawn)]
         start += len(found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid(rows, scale=max(128 // config.image_size, 1)).save(path)
+    _write(grid(rows, scale=max(128 // config.image_size, 1)), path)
+
+
+def _write(sheet: Image.Image, path: Path) -> None:
+    if is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
 
 
 def reconstruct(params: nnx.State, config: JanusConfig, pictures: np.ndarray) -> np.ndarray:
     """Pictures after the tokenizer: uint8 [N, S, S, 3] -> the same."""
     graphdef = nnx.graphdef(JanusModel(config, ShapesOnly()).vq)
-    pixels = jnp.asarray(pictures, jnp.float32) / 127.5 - 1.0
-    return to_uint8(np.asarray(_reconstruct(graphdef, params, pixels)))
+    pixels = np.asarray(pictures, np.float32) / 127.5 - 1.0
+    with on_mesh(params):
+        return to_uint8(np.asarray(_reconstruct(graphdef, params, pixels)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _reconstruct(graphdef: Any, params: Any, pixels: jax.Array) -> jax.Array:
     tokenizer = nnx.merge(graphdef, params)
-    return tokenizer.decode(tokenizer.encode(pixels))
+    # Whole on every device, as every process reads them.
+    return constrain(tokenizer.decode(tokenizer.encode(pixels)), None, None, None, None)
 
 
 def draw(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import InputError
+from janus_jax.hosts import team
 from train.config import TrainConfig
 
 LOCK = ".lock"
@@ -136,6 +137,21 @@ def writable(run_dir: Path) -> Iterator[None]:
             f"--run-dir {run_dir} cannot be written any more ({error.strerror})",
             fix="make room or mend the disk, and go on with --resume",
         ) from error
+
+
+def check_shared(config: TrainConfig, run_dir: Path) -> None:
+    """Refuses a directory that is not the one which process 0 has prepared.
+
+    Raises:
+      InputError: it is on this host's own disk, or the hosts were given different settings.
+    """
+    content = json.loads(json.dumps(dataclasses.asdict(config)))
+    path = run_dir / "config.json"
+    if team() is not None and not (path.exists() and read_json(path) == content):
+        raise InputError(
+            f"--run-dir {run_dir} is not what process 0 has made of it",
+            "a directory that all hosts share, and the same flags on each of them",
+        )
 
 
 def is_finished(run_dir: Path) -> bool:

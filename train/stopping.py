@@ -9,9 +9,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from janus_jax.hosts import Team, end, leave, team
+
 EXIT_PREEMPTED = 75
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# What wakes a process of several when another one was asked to stop; it never counts as a second.
+_RELAYED = signal.SIGUSR1
 
 
 class Stopped(Exception):
@@ -19,9 +23,14 @@ class Stopped(Exception):
 
 
 class Stop:
-    """What the training loop and the signals tell one another."""
+    """What the training loop and the signals tell one another, and the other processes.
 
-    def __init__(self):
+    Args:
+      team: the processes that stop together with this one, if there are any.
+    """
+
+    def __init__(self, team: Team | None = None):
+        self._team = team
         self._event = threading.Event()
         self._unsaved = False
         self._interruptible = False
@@ -31,23 +40,36 @@ class Stop:
         """Whether somebody asked the run to stop; the loop then saves and returns."""
         return self._event.is_set()
 
+    def agreed(self) -> bool:
+        """Whether all processes stop here: any of them was asked to. All ask before each step.
+
+        This takes about a millisecond and no device, which may be at work on the step before.
+        """
+        if self._team is None:
+            return self.requested
+        return self._team.any(self.requested)
+
     def request(self) -> None:
         """Asks the loop to stop after the step it is in."""
         self._event.set()
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def interruptible(self, *, together: bool = False) -> Iterator[None]:
         """What is inside is given up for a signal: a wait for data or an evaluation may take long.
 
         Only for what leaves the state of the run whole at any moment.
+
+        Args:
+          together: several processes are inside together, and none can leave the others; then a
+            signal has to wait.
 
         Raises:
           Stopped: a signal has come, before or inside. It ends Python code at once, and a call into
             a library when that returns.
         """
         try:
-            self._interruptible = True
-            if self.requested:
+            self._interruptible = not (together and self._team)
+            if self._interruptible and self.requested:
                 raise Stopped
             yield
         finally:
@@ -69,6 +91,12 @@ class Stop:
             self._interruptible = False
             raise Stopped
 
+    def _heard(self) -> None:
+        """Another process was asked to stop; runs in a thread."""
+        self.request()
+        # Only a signal ends a wait of the main thread.
+        signal.pthread_kill(threading.main_thread().ident or 0, _RELAYED)
+
     def _on_signal(self, number: int, count: int) -> None:
         """Runs in a thread of its own, at once."""
         if count > 1:
@@ -76,8 +104,12 @@ class Stop:
             # written becomes visible.
             os._exit(128 + number)
         if not self._unsaved:
-            print("stopped before the first step; nothing to save", file=sys.stderr, flush=True)
+            if leave(EXIT_PREEMPTED):
+                print("stopped before the first step; nothing to save", file=sys.stderr, flush=True)
+            end(EXIT_PREEMPTED)
             os._exit(EXIT_PREEMPTED)
+        if self._team is not None:
+            self._team.stop()
 
 
 @contextmanager
@@ -87,7 +119,7 @@ def stop_on_signal() -> Iterator[Stop]:
     Yields:
       The `Stop` that the signals set.
     """
-    stop = Stop()
+    stop = Stop(team())
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -105,12 +137,18 @@ def stop_on_signal() -> Iterator[Stop]:
         os.close(reader)
 
     threading.Thread(target=watch, name="stop-signals", daemon=True).start()
-    handlers = {n: signal.signal(n, stop._handle) for n in _SIGNALS}
+    handlers = {n: signal.signal(n, stop._handle) for n in (*_SIGNALS, _RELAYED)}
+    if stop._team is not None:
+        stop._team.when_stopped = stop._heard
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield stop
     finally:
+        if stop._team is not None:
+            stop._team.when_stopped = lambda: None
         signal.set_wakeup_fd(wakeup)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        if stop._team is not None:
+            signal.signal(_RELAYED, signal.SIG_IGN)  # one may be on its way
         os.close(writer)

@@ -15,12 +15,14 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
+from janus_jax import hosts
 from janus_jax.cli import assemble, chat, convert, data, doctor, generate, plan, train
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError, RunFailed
 
 EXIT_FAILED = 1
 EXIT_INPUT = 2
+EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130
 NO_CACHE = "--no-compile-cache"
 
@@ -68,11 +70,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Raises:
         SystemExit: always, with the status of the module's docstring.
     """
-    raise SystemExit(run(sys.argv[1:] if argv is None else argv))
+    status = run(sys.argv[1:] if argv is None else argv)
+    if status not in (0, EXIT_PREEMPTED):
+        hosts.end(status)
+    raise SystemExit(status)
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit status; prints failures to stderr as one line.
+
+    Of several processes that work as one, the first to fail prints, and all get its status.
 
     Args:
         argv: The arguments after the program's name.
@@ -84,13 +91,12 @@ def run(argv: Sequence[str]) -> int:
     try:
         return _dispatch(argv)
     except InputError as error:
-        _report(error, str(error), debug)
-        return EXIT_INPUT
+        return _report(error, str(error), debug, EXIT_INPUT)
     except RunFailed as error:
-        _report(error, str(error), debug)
-        return EXIT_FAILED
+        return _report(error, str(error), debug, EXIT_FAILED)
     except KeyboardInterrupt:
-        print("janus-jax: interrupted", file=sys.stderr)
+        if hosts.leave(EXIT_INTERRUPTED):
+            print("janus-jax: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader, such as `head`, has gone. Python would complain again when it flushes stdout.
@@ -98,8 +104,8 @@ def run(argv: Sequence[str]) -> int:
         return EXIT_FAILED
     except Exception as error:
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        _report(error, f"{message} (add --debug for the traceback)", debug)
-        return EXIT_FAILED
+        hint = f"{message} (add --debug for the traceback)"
+        return _report(error, hint, debug, EXIT_FAILED)
 
 
 def _dispatch(argv: Sequence[str]) -> int:
@@ -156,10 +162,12 @@ def _parse(argv: list[str]) -> Any:
     ).command
 
 
-def _report(error: Exception, message: str, debug: bool) -> None:
-    if debug:
-        traceback.print_exception(error)
-    print(f"janus-jax: error: {message}", file=sys.stderr)
+def _report(error: Exception, message: str, debug: bool, status: int) -> int:
+    if hosts.leave(status):
+        if debug:
+            traceback.print_exception(error)
+        print(f"janus-jax: error: {message}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

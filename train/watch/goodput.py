@@ -28,14 +28,14 @@ class Goodput:
     """Charges time to causes; in the cause `init` until `stepping` is called.
 
     Args:
-      path: the JSON file, which adds up over the starts of a run.
+      path: the JSON file, which adds up over the starts of a run. None: another process writes it.
       clock: seconds, never set back.
       now: seconds since the epoch.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
@@ -43,7 +43,7 @@ class Goodput:
         self._path, self._clock, self._now = path, clock, now
         self._cause: str = "init"
         self._mark = clock()
-        content = _read(path)
+        content = {} if path is None else _read(path)
         self._seconds: dict[str, float] = content.get("lost_seconds", {})
         self._seconds[PRODUCTIVE] = content.get("productive_seconds", 0.0)
         self._starts = content.get("starts", 0) + 1
@@ -103,7 +103,8 @@ class Goodput:
         """
         self._charge()
         self._step = step
-        write_json(self._path, self.summary())
+        if self._path is not None:
+            write_json(self._path, self.summary())
 
     def summary(self) -> dict[str, Any]:
         """What the file holds."""

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from janus_jax.hosts import is_first, own_file
 from train.guard import BadSteps
 from train.metrics import MetricsLog
 from train.watch.config import GuardConfig, ProfileConfig, WatchConfig
@@ -53,9 +54,11 @@ class Watch:
         profile: ProfileConfig,
     ):
         self.goodput = goodput
-        self._loggers = open_loggers(watch, directory, start=start, name=name, config=settings)
+        self._loggers = []
+        if is_first():
+            self._loggers = open_loggers(watch, directory, start=start, name=name, config=settings)
         self._log = MetricsLog(
-            directory / "metrics.jsonl",
+            directory / "metrics.jsonl" if is_first() else None,
             steps=steps,
             start=start,
             title=name,
@@ -64,7 +67,7 @@ class Watch:
         self._bad_steps = BadSteps(directory / "bad_steps.jsonl", guard, ids, start)
         self._profiler = Profiler(profile, directory / "profile")
         self._watchdog = Watchdog(
-            watch.watchdog_seconds, directory / "stacks.txt", ends=watch.watchdog_ends
+            watch.watchdog_seconds, own_file(directory / "stacks.txt"), ends=watch.watchdog_ends
         )
         self._values: dict[str, Any] = {}
         self._stepped = self._evaluated = False
