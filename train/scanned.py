@@ -190,6 +190,7 @@ def unstack(params: nnx.State) -> nnx.State:
             flat[path] = variable
             continue
         axes = variable.get_metadata("axes")[1:]
-        for i, value in enumerate(variable.get_value()):
-            flat[(*path[:2], i, *path[3:])] = nnx.Param(value, axes=axes)
+        value = variable.get_value()
+        for i in range(value.shape[0]):  # arrays over several processes have no iterator
+            flat[(*path[:2], i, *path[3:])] = nnx.Param(value[i], axes=axes)
     return nnx.from_flat_state(flat)
