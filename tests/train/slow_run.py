@@ -21,8 +21,8 @@ def main() -> None:
 
     batches_of = loop.prefetch
 
-    def slowly(*args):
-        for batch in batches_of(*args):
+    def slowly(*args, **how):
+        for batch in batches_of(*args, **how):
             time.sleep(PAUSE)
             yield batch
 

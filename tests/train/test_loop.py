@@ -62,8 +62,8 @@ def before_step(monkeypatch, step: int, act) -> None:
     """Calls `act` when the batch of `step` (counted from 1) is asked for."""
     batches_of = loop.prefetch
 
-    def stream(batch, start, stop):
-        for number, found in enumerate(batches_of(batch, start, stop), start + 1):
+    def stream(batch, start, stop, **how):
+        for number, found in enumerate(batches_of(batch, start, stop, **how), start + 1):
             if number == step:
                 act()
             yield found
