@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if "tests.conftest" not in sys.modules:
     # In the server only: tracing is quicker without the checks, and other tests make them.
@@ -20,6 +21,7 @@ from janus_jax.cli import main
 from janus_jax.config import DEBUG
 from train import checkpoints, feed, loop
 from train.data import samples
+from train.data.batches import PackedBatches
 from train.data.emoji import load_emoji, load_pictures
 
 # A small data set, for its pictures are encoded at every start.
@@ -54,17 +56,18 @@ def training(argv: list[str], log: Path, marks: Path | None = None, at: str = ""
 
 def _write_ids(path: Path) -> None:
     """Has the samples of every batch written down when it is read."""
-    read = feed.PackedFeed.read
+    read = PackedBatches.groups_of
 
-    def recorded(self: feed.PackedFeed, step: int):
-        groups = read(self, step)
-        line = json.dumps([step, self.ids(step)]) + "\n"
+    def recorded(self: PackedBatches, step: int, numbers: Any):
+        groups = read(self, step, numbers)
+        names = [self.source.name(entry) for entry in self.layout(step)[0]]
+        line = json.dumps([step, names]) + "\n"
         # One write, so that a line is there whole or not at all.
         with path.open("ab", buffering=0) as file:
             file.write(line.encode())
         return groups
 
-    feed.PackedFeed.read = recorded
+    PackedBatches.groups_of = recorded
 
 
 def _wait(mark: Path, seconds: float = 60) -> None:
@@ -79,14 +82,14 @@ def _in_the_data_wait_of(number: int) -> Callable[[Path], None]:
     """The batch of a step, counted from 1, does not come; the mark is set by the one before."""
 
     def set_up(mark: Path) -> None:
-        read = feed.PackedFeed.read
+        read = PackedBatches.groups_of
 
-        def slow(self: feed.PackedFeed, step: int):
+        def slow(self: PackedBatches, step: int, numbers: Any):
             if step == number - 1:
                 _wait(mark.with_name("reading"))
-            return read(self, step)
+            return read(self, step, numbers)
 
-        feed.PackedFeed.read = slow
+        PackedBatches.groups_of = slow
         _mark_at_batch(number - 1, mark)
 
     return set_up
@@ -147,16 +150,16 @@ def _not_a_number(steps: Callable[[int], bool]) -> Callable[[Path], None]:
     """In some steps, counted from 1, the weights of the targets are NaN."""
 
     def poison(mark: Path) -> None:
-        groups = feed.PackedFeed.read
+        groups_of = PackedBatches.groups_of
 
-        def read(self: feed.PackedFeed, step: int):
-            found = groups(self, step)
+        def poisoned(self: PackedBatches, step: int, numbers: Any):
+            found = groups_of(self, step, numbers)
             if steps(step + 1):
                 for group in found.values():
                     group["text_weights"]["text"] = group["text_weights"]["text"] * float("nan")
             return found
 
-        feed.PackedFeed.read = read
+        PackedBatches.groups_of = poisoned
 
     return poison
 
