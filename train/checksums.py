@@ -41,6 +41,7 @@ def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: _checksum(array) for name, array in arrays.items()}
 
 
+@jax.jit  # traced once for all arrays of one shape
 def _checksum(x: jax.Array) -> jax.Array:
     """The sum, modulo 2^32, of every element's bits mixed with its position."""
     if x.dtype == jnp.bool_:
