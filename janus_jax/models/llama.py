@@ -163,6 +163,12 @@ class Layer(nnx.Module):
         return x, k_cache, write_slot(v_cache, heads_first(v), slot)
 
 
+# Within a program, a layer that is jitted is traced and lowered once for all layers (XLA puts its
+# body in the place of each call), which is most of what a start from the compile cache takes.
+_run_layer = jax.jit(Layer.__call__)
+_decode_layer = jax.jit(Layer.decode)
+
+
 class Llama(nnx.Module):
     """Token embedding, decoder layers, final norm and text head."""
 
@@ -216,7 +222,7 @@ class Llama(nnx.Module):
         visible = causal_mask(mask) if mask.dtype == jnp.bool_ else segment_mask(mask)
         keys_values = []
         for i, layer in enumerate(self.layers):
-            x, kv = layer(x, rope, visible)
+            x, kv = _run_layer(layer, x, rope, visible)
             keys_values.append(kv)
             tap(taps, f"llm/layers/{i}", x)
         return tap(taps, "llm/norm", self.norm(x)), keys_values
@@ -268,7 +274,7 @@ class Llama(nnx.Module):
         rope, slot = self.rope(positions), cache.length
         keys, values = [], []
         for layer, k, v in zip(self.layers, cache.k, cache.v, strict=True):
-            x, k, v = layer.decode(x, rope, visible, k, v, slot)
+            x, k, v = _decode_layer(layer, x, rope, visible, k, v, slot)
             keys.append(k)
             values.append(v)
         grown = KVCache(tuple(keys), tuple(values), valid, slot + x.shape[1])

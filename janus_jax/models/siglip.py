@@ -72,6 +72,9 @@ class Block(nnx.Module):
         return x + self.mlp(self.norm2(x))
 
 
+_run_block = jax.jit(Block.__call__)  # traced once for all blocks, as the layers of the Llama
+
+
 class Siglip(nnx.Module):
     """The vision tower: patches, blocks, final norm."""
 
@@ -113,5 +116,5 @@ class Siglip(nnx.Module):
         x = x.reshape(x.shape[0], -1, x.shape[-1]) + self.pos_embed[...].astype(x.dtype)
         x = tap(taps, "vision/embed", x)
         for i, block in enumerate(self.blocks):
-            x = tap(taps, f"vision/blocks/{i}", block(x))
+            x = tap(taps, f"vision/blocks/{i}", _run_block(block, x))
         return tap(taps, "vision/norm", self.norm(x))
