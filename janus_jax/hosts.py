@@ -102,7 +102,7 @@ class Team:
         self.when_stopped: Callable[[], None] = lambda: None
         self._listener = threading.Thread(target=self._listen, name="team", daemon=True)
         self._listener.start()
-        atexit.register(self._part)
+        atexit.register(self.part)
 
     def wait(self, name: str) -> None:
         """Waits until all processes have come to the same place.
@@ -170,8 +170,11 @@ class Team:
         if self.index == 0:
             self._until_gone(range(1, self.count))
 
-    def _part(self) -> None:
-        """An orderly end. The listener must not be in the midst of a call when Python ends."""
+    def part(self) -> None:
+        """An orderly end: waits for the others to be done as well.
+
+        Also because the listener must not be in the midst of a call when Python ends.
+        """
         import jax
 
         jax.distributed.shutdown()
@@ -302,6 +305,12 @@ def connect(hosts: HostsConfig, *, shutdown_seconds: int = 300) -> None:
     from jax._src import distributed
 
     _team = Team(distributed.global_state.client, jax.process_index(), jax.process_count())
+
+
+def part() -> None:
+    """Waits until the other processes, if there are any, are done as well, and leaves them."""
+    if _team is not None:
+        _team.part()
 
 
 def leave(status: int) -> bool:

@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         SystemExit: always, with the status of the module's docstring.
     """
     status = run(sys.argv[1:] if argv is None else argv)
-    if status not in (0, EXIT_PREEMPTED):
+    if status in (0, EXIT_PREEMPTED):
+        hosts.part()
+    else:
         hosts.end(status)
     raise SystemExit(status)
 
