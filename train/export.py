@@ -9,6 +9,7 @@ from typing import Any
 from janus_jax.checkpoint import save_model
 from janus_jax.functional import count_params
 from train.config import TrainConfig
+from train.data.records.shards import read_manifest
 from train.init import Origin
 
 EMOJI_CARD = """# {name}
@@ -60,8 +61,8 @@ def export_model(params: Any, origin: Origin, path: Path, config: TrainConfig) -
         depth=model.llm.depth,
         width=model.llm.width,
         steps=config.steps,
-        init=", ".join(sorted(set(config.initial_runs().values()))) or "random weights",
-        data=", ".join(config.data),
+        init=", ".join(sorted(map(_told, set(config.initial_runs().values())))) or "random weights",
+        data=", ".join(_told(name) for name in _data(config, path.parent)),
     )
     image = dataclasses.replace(origin.processor.image, image_size=model.image_size)
     save_model(
@@ -74,3 +75,17 @@ def export_model(params: Any, origin: Origin, path: Path, config: TrainConfig) -
         dtype="bfloat16",
         source=f"janus-jax train {config.name}",
     )
+
+
+def _data(config: TrainConfig, run_dir: Path) -> list[str]:
+    """The data sets of a run; of files that it has packed itself, those files."""
+    names: list[str] = []
+    for name in config.data:
+        own = Path(name).parent == run_dir / "data"
+        names += read_manifest(Path(name))["source"] if own else [name]
+    return names
+
+
+def _told(name: str) -> str:
+    """What a card says of a path: a directory that is handed on tells no machine's layout."""
+    return Path(name).name if Path(name).is_absolute() else name

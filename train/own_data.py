@@ -65,6 +65,12 @@ def resolve(config: TrainConfig, run_dir: Path) -> TrainConfig:
     files = tuple(name for name in config.data if is_file_input(name))
     if not files and not config.fit_to_data:
         return config
+    if files and jax.process_count() > 1:
+        raise InputError(
+            f"--data {' '.join(files)}: files are packed by one process",
+            "packed data sets where several processes train",
+            "run janus-jax data pack and janus-jax data encode first",
+        )
     origin = find_origin(config, run_dir)
     if files:
         pack_files(files, config, origin, run_dir)
@@ -246,7 +252,7 @@ def shares(counts: dict[Kind, int], batch: int) -> dict[Kind, int]:
 def row_length(tables: dict[Kind, LengthTable], samples: dict[Kind, int], seed: int) -> int:
     """The row length, a multiple of 128, that holds a step's samples in the fewest slots.
 
-    Of lengths within a twentieth of the fewest the shortest is taken: attention is quadratic.
+    Of lengths within a tenth of the fewest the shortest is taken: attention is quadratic.
     """
     longest = max(int(table.tokens.max()) for table in tables.values())
     slots: dict[int, int] = {}
@@ -256,7 +262,7 @@ def row_length(tables: dict[Kind, LengthTable], samples: dict[Kind, int], seed: 
         slots[length] = rows * length
         if rows == 1:
             break
-    return next(length for length, n in slots.items() if n <= 1.05 * min(slots.values()))
+    return next(length for length, n in slots.items() if n <= 1.1 * min(slots.values()))
 
 
 def _has_records(directory: Path) -> bool:

@@ -1,0 +1,206 @@
+"""`janus-jax train finetune` on a few pictures: from the JSONL file to a model others can use."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from janus_jax import Janus
+from janus_jax.cli import main
+from janus_jax.functional import flat_params
+from tests.train.data.records.files import picture, turns, write_jsonl
+from tests.train.runs import checkpoint, metrics, params
+from train import loop, own_data
+from train.rundir import read_json
+
+CAPTIONED, TALKS = 12, 6
+STEPS = 4
+FLAGS = "--steps 4 --batch-size 6 --preview-every 4 --checkpoint-every 2 --log-every 1"
+TARGETS = {f"attn/{m}/kernel" for m in ("q", "k", "v", "out")} | {
+    f"mlp/{m}/kernel" for m in ("gate", "up", "down")
+}
+
+
+@pytest.fixture(scope="module")
+def jsonl(tmp_path_factory) -> Path:
+    """Captions, questions about pictures, text alone; and one line whose picture is missing."""
+    folder = tmp_path_factory.mktemp("mine")
+    for i in range(CAPTIONED):
+        (folder / f"{i}.png").write_bytes(picture(i))
+    captions = [{"image": f"{i}.png", "caption": f"a red apple {i}"} for i in range(CAPTIONED)]
+    talks = [{"image": f"{i}.png", "turns": turns(i)} for i in range(TALKS)]
+    texts = [{"turns": turns(i)} for i in range(4)]
+    broken = [{"image": "missing.png", "caption": "nothing"}]
+    return write_jsonl(folder / "mine.jsonl", [*captions, *talks, *texts, *broken])
+
+
+def command(preset: str, model: Path, data: Path, run_dir: Path, *more: str) -> list[str]:
+    where = ["--init", str(model), "--data", str(data), "--run-dir", str(run_dir)]
+    return ["train", preset, *where, *FLAGS.split(), *more]
+
+
+@pytest.fixture(scope="module")
+def lora(jsonl, debug_dir, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("lora") / "run"
+    rank = ("--lora.rank", "4", "--optimizer.learning-rate", "0.01")
+    assert main.run(command("finetune-lora", debug_dir, jsonl, run_dir, *rank)) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def whole(jsonl, debug_dir, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert main.run(command("finetune", debug_dir, jsonl, run_dir)) == 0
+    return run_dir
+
+
+def changed(run_dir: Path, debug_model) -> set[str]:
+    before, after = flat_params(debug_model.params), params(run_dir)
+    assert before.keys() == after.keys()
+    return {path for path in after if not np.array_equal(after[path], before[path])}
+
+
+def test_the_run_keeps_its_data_and_says_what_it_left_out(lora):
+    kinds = {
+        side: read_json(lora / "data" / side / "manifest.json")["kinds"]
+        for side in ("train", "heldout")
+    }
+    counts = {
+        kind: sum(found.get(kind, {"records": 0})["records"] for found in kinds.values())
+        for kind in ("understanding", "text", "generation")
+    }
+    assert counts == {"understanding": CAPTIONED + TALKS, "text": 4, "generation": CAPTIONED}
+    # A twentieth of 16 pictures and texts is one.
+    assert 1 <= sum(entry["records"] for entry in kinds["heldout"].values()) <= 3
+    (broken,) = (lora / "data" / "broken.jsonl").read_text().splitlines()
+    assert json.loads(broken)["reason"] == "image file is missing"
+    assert sorted(p.name for p in (lora / "data").iterdir()) == ["broken.jsonl", "heldout", "train"]
+
+
+def test_what_is_held_out_is_measured_before_and_after(lora, capsys):
+    records = metrics(lora)
+    measured = [r for r in records if any(k.startswith("heldout_") for k in r)]
+    assert [r["step"] for r in measured] == [0, STEPS]
+    assert measured[0].keys() == measured[1].keys()
+    losses = [k for k in measured[0] if k != "step"]
+    assert losses and all(measured[0][k] != measured[1][k] for k in losses)
+    steps = [r for r in records if "loss" in r]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4]
+    # Six samples a step, in the ratio of the data; each drawn picture has 16 codes.
+    assert {r["generation_tokens"] for r in steps} == {2.0 * 16}
+    from train.report import print_heldout
+
+    print_heldout(lora)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["held-out", "loss", "before", "step", "4"]
+    assert len(out) == 1 + len(losses)
+
+
+def test_previews_show_the_user_s_own_captions(lora):
+    sheets = sorted(p.name for p in (lora / "previews").iterdir())
+    assert sheets == ["0000000.png", "0000004.png"]
+    sheet = np.asarray(Image.open(lora / "previews" / sheets[0]))
+    rows, columns = sheet.shape[0] // (18 * 8), sheet.shape[1] // (18 * 8)
+    assert rows in (2, 4) and columns == 8
+
+
+def test_lora_changes_its_matrices_alone(lora, debug_model):
+    depth = debug_model.config.llm.depth
+    assert changed(lora, debug_model) == {
+        f"llm/layers/{i}/{target}" for i in range(depth) for target in TARGETS
+    }
+
+
+def test_all_of_it_changes_what_the_preset_names(whole, debug_model):
+    parts = {path.split("/")[0] for path in changed(whole, debug_model)}
+    assert parts == {"aligner", "gen_aligner", "image_head", "gen_embed", "llm"}
+
+
+def test_checkpoints_hold_the_low_rank_matrices_and_their_moments(lora):
+    saved = checkpoint(lora, STEPS)
+    trained = {k for k in saved if k.startswith(".trainable")}
+    assert len(trained) == 2 * len(TARGETS) and all("['lora']" in k for k in trained)
+    assert all(saved[k].any() for k in trained)
+    moments = [k for k in saved if k.startswith(".opt_state") and saved[k].ndim]
+    assert len(moments) == 2 * len(trained) and all("['lora']" in k for k in moments)
+
+
+def test_a_crash_and_the_rest_is_bit_equal_on_the_data_packed_at_first(
+    monkeypatch, lora, jsonl, debug_dir, tmp_path
+):
+    rank = ("--lora.rank", "4", "--optimizer.learning-rate", "0.01")
+    words = command("finetune-lora", debug_dir, jsonl, tmp_path / "run", *rank)
+    batches_of = loop.prefetch
+
+    def crash(*args, **kwargs):
+        for number, found in enumerate(batches_of(*args, **kwargs)):
+            if number == 3:
+                raise MemoryError
+            yield found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "prefetch", crash)
+        assert main.run(words) == 1
+
+    def nothing(*args, **kwargs):
+        raise AssertionError("packed again")
+
+    monkeypatch.setattr(own_data, "pack", nothing)
+    assert main.run([*words, "--resume"]) == 0
+    assert metrics(tmp_path / "run") == metrics(lora)
+    found, want = params(tmp_path / "run"), params(lora)
+    assert all(np.array_equal(found[k], want[k]) for k in want)
+
+
+def test_the_model_draws_and_answers(lora):
+    model = Janus.from_pretrained(lora / "model")
+    ((image,),) = model.generate_images(["a red apple 3"], seed=1)
+    assert image.size == (16, 16)
+    answer = model.chat("Which number is it?", images=[image], max_tokens=3)
+    assert isinstance(answer, str)
+    card = (lora / "model" / "MODEL_CARD.md").read_text()
+    assert "finetune-lora" in card and "mine.jsonl" in card
+
+
+def test_the_model_goes_on_as_another_s_start(lora, jsonl, tmp_path):
+    words = command("finetune-lora", lora / "model", jsonl, tmp_path / "run")
+    words[words.index("--steps") + 1] = "1"
+    assert main.run([*words, "--lora.rank", "4", "--preview-every", "0"]) == 0
+    assert (tmp_path / "run" / "model" / "manifest.json").is_file()
+
+
+def test_it_exports_to_transformers_with_lora_merged(lora, tmp_path):
+    out = tmp_path / "hf"
+    assert main.run(["convert", str(lora / "model"), str(out), "--to", "hf"]) == 0
+    peer, info = transformers.JanusForConditionalGeneration.from_pretrained(
+        out, output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(info.values()), info
+    ours = flat_params(Janus.from_pretrained(lora / "model").params)
+    theirs = peer.state_dict()
+    for i in range(2):
+        name = f"model.language_model.layers.{i}.self_attn.q_proj.weight"
+        kernel = np.asarray(ours[f"llm/layers/{i}/attn/q/kernel"], np.float32)
+        assert np.array_equal(theirs[name].numpy().T, kernel)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--data", "--data"),
+        ("", "--data is missing"),
+        ("--data nowhere.jsonl", "nowhere.jsonl"),
+        ("--data {jsonl} --max-bad-samples 0", "1 of 35 records are broken"),
+        ("--data {jsonl} --captions understanding --heldout-share 1", "--heldout-share 1.0"),
+        ("--data {jsonl} --length 8", "none of the samples can be used in rows of 8"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_status_2(jsonl, debug_dir, tmp_path, capsys, words, named):
+    argv = ["train", "finetune", "--init", str(debug_dir), "--run-dir", str(tmp_path / "run")]
+    assert main.run([*argv, *words.format(jsonl=jsonl).split()]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("janus-jax: error: ") and named in line

@@ -1,0 +1,67 @@
+"""What a run on somebody's own data is fitted to."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from train.data.schedule import LengthTable, Schedule
+from train.own_data import row_length, shares
+
+
+@pytest.mark.parametrize(
+    ("counts", "batch", "want"),
+    [
+        ({"generation": 50}, 16, {"generation": 16}),
+        ({"generation": 50, "understanding": 50}, 16, {"generation": 8, "understanding": 8}),
+        ({"generation": 3, "understanding": 30}, 11, {"generation": 1, "understanding": 10}),
+        # Every kind is in every step, however rare.
+        ({"generation": 1000, "text": 1}, 4, {"generation": 3, "text": 1}),
+        (
+            {"generation": 1, "text": 1, "understanding": 1},
+            1,
+            dict.fromkeys(("generation", "text", "understanding"), 1),
+        ),
+        ({"generation": 2, "text": 5}, 7, {"generation": 2, "text": 5}),
+    ],
+)
+def test_a_step_has_the_ratio_of_the_data(counts, batch, want):
+    assert shares(counts, batch) == want
+
+
+def test_shares_are_within_one_of_the_exact_ratio():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        n = dict(
+            zip(
+                ("understanding", "text", "generation"),
+                rng.integers(1, 60, 3).tolist(),
+                strict=True,
+            )
+        )
+        batch = int(rng.integers(3, sum(n.values()) + 1))
+        taken = shares(n, batch)
+        assert sum(taken.values()) == batch
+        assert all(1 <= taken[k] <= n[k] for k in n)
+        exact = {k: Fraction(n[k] * batch, sum(n.values())) for k in n}
+        assert all(abs(taken[k] - exact[k]) < 1 for k in n if min(exact.values()) >= 1)
+
+
+def test_rows_are_as_long_as_leaves_few_slots_empty():
+    rng = np.random.default_rng(1)
+    tables = {
+        "generation": LengthTable(rng.integers(70, 80, 40)),
+        "understanding": LengthTable(rng.integers(90, 110, 40), np.ones(40, int)),
+    }
+    samples = {"generation": 8, "understanding": 8}
+    length = row_length(tables, samples, 0)
+    assert length % 128 == 0
+    slots = {
+        n: n * Schedule(tables, samples, length=n, seed=0).rows_needed(range(8))
+        for n in range(128, 1537, 128)
+    }
+    assert slots[length] <= 1.1 * min(slots.values())
+    # A row a sample would leave a third of the slots empty.
+    assert slots[128] > 1.2 * slots[length]
+    # Large samples alone in a row.
+    assert row_length({"generation": LengthTable(np.full(9, 600))}, {"generation": 4}, 0) == 640
