@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from janus_jax.api import Janus
     from janus_jax.config import JanusConfig
-    from janus_jax.errors import InputError
+    from janus_jax.errors import BadPrompts, InputError
     from janus_jax.generate.batch import ChatRequest
 
 __version__ = "0.1.0"
 
-__all__ = ["ChatRequest", "InputError", "Janus", "JanusConfig", "__version__"]
+__all__ = ["BadPrompts", "ChatRequest", "InputError", "Janus", "JanusConfig", "__version__"]
 
 _HOME = {
+    "BadPrompts": "janus_jax.errors",
     "ChatRequest": "janus_jax.generate.batch",
     "InputError": "janus_jax.errors",
     "Janus": "janus_jax.api",

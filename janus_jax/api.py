@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from janus_jax.checkpoint import LoadedModel, load_model, save_model
 from janus_jax.config import JanusConfig
-from janus_jax.errors import InputError
+from janus_jax.errors import BadPrompts, InputError
 from janus_jax.functional import flat_params
 from janus_jax.generate import image as draw
 from janus_jax.generate.batch import ChatRequest, ChatResult, answer_batch
@@ -89,6 +89,99 @@ class Janus:
         progress: draw.Progress | None = None,
     ) -> np.ndarray:
         """Like `generate_images`, without decoding: the VQ codes, int32 [len(prompts), n, P]."""
+        return self._draw(
+            prompts,
+            n,
+            first=first,
+            cfg=cfg,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            at_once=at_once,
+            progress=progress,
+        )
+
+    def generate_images(
+        self,
+        prompts: Sequence[str],
+        n: int = 1,
+        *,
+        first: int = 0,
+        cfg: float = 5.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        at_once: int | None = None,
+        progress: draw.Progress | None = None,
+        drawn: Callable[[int, int, Image.Image], None] | None = None,
+    ) -> list[list[Image.Image]]:
+        """Draws pictures.
+
+        Picture i of a prompt depends on the prompt, i, `seed` and the sampling settings alone, not
+        on what else is drawn in the same call (Janus-Pro report, section 2.1, for the method).
+
+        Args:
+          prompts: one or more texts. Where some cannot be used, the call fails before anything is
+            drawn, and `BadPrompts.problems` says which; `check_prompts` tells beforehand.
+          n: pictures a prompt.
+          first: number of the first picture; with 8, the pictures are 8, 9, ...
+          cfg: weight of classifier-free guidance; 1 is none.
+          temperature: 0 takes the likeliest code each time.
+          top_k: draw from the k likeliest codes only.
+          top_p: draw from the fewest likeliest codes that hold this probability only.
+          seed: 0 to 2**32 - 1.
+          at_once: pictures drawn at once; None draws as many as memory allows, at most 16.
+          progress: called with (codes drawn, codes in all) now and then.
+          drawn: called with (place of the prompt, number of the picture, picture) as soon as the
+            pictures that are drawn at once are there, so that a stop loses none of them.
+
+        Returns:
+          For each prompt its n pictures, RGB, `config.image_size` pixels square.
+
+        Raises:
+          BadPrompts: prompts that cannot be used, each named.
+          InputError: a setting that cannot be used, named, or too little memory.
+        """
+        pictures: dict[tuple[int, int], Image.Image] = {}
+
+        def decode(place: int, number: int, codes: np.ndarray) -> None:
+            picture = pictures[place, number] = self.decode_codes(codes[None, None])[0][0]
+            if drawn is not None:
+                drawn(place, number, picture)
+
+        self._draw(
+            prompts,
+            n,
+            first=first,
+            cfg=cfg,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            at_once=at_once,
+            progress=progress,
+            drawn=decode,
+        )
+        numbers = range(first, first + n)
+        return [[pictures[place, number] for number in numbers] for place in range(len(prompts))]
+
+    def _draw(
+        self,
+        prompts: Sequence[str],
+        n: int,
+        *,
+        first: int,
+        cfg: float,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        seed: int,
+        at_once: int | None,
+        progress: draw.Progress | None,
+        drawn: draw.Drawn | None = None,
+    ) -> np.ndarray:
         check_settings(
             n=n,
             first=first,
@@ -112,76 +205,17 @@ class Janus:
             seed=seed,
             at_once=at_once,
             progress=progress,
+            drawn=drawn,
         )
-
-    def generate_images(
-        self,
-        prompts: Sequence[str],
-        n: int = 1,
-        *,
-        first: int = 0,
-        cfg: float = 5.0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        at_once: int | None = None,
-        progress: draw.Progress | None = None,
-    ) -> list[list[Image.Image]]:
-        """Draws pictures.
-
-        Picture i of a prompt depends on the prompt, i, `seed` and the sampling settings alone, not
-        on what else is drawn in the same call (Janus-Pro report, section 2.1, for the method).
-
-        Args:
-          prompts: one or more texts. One that cannot be used fails the call before anything is
-            drawn; `check_prompts` tells beforehand which.
-          n: pictures a prompt.
-          first: number of the first picture; with 8, the pictures are 8, 9, ...
-          cfg: weight of classifier-free guidance; 1 is none.
-          temperature: 0 takes the likeliest code each time.
-          top_k: draw from the k likeliest codes only.
-          top_p: draw from the fewest likeliest codes that hold this probability only.
-          seed: 0 to 2**32 - 1.
-          at_once: pictures drawn at once; None draws as many as memory allows, at most 16.
-          progress: called with (codes drawn, codes in all) now and then.
-
-        Returns:
-          For each prompt its n pictures, RGB, `config.image_size` pixels square.
-
-        Raises:
-          InputError: a prompt or setting that cannot be used, named, or too little memory.
-        """
-        codes = self.generate_codes(
-            prompts,
-            n,
-            first=first,
-            cfg=cfg,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            at_once=at_once,
-            progress=progress,
-        )
-        return self.decode_codes(codes)
 
     def check_prompts(self, prompts: Sequence[str]) -> list[InputError | None]:
-        """What is wrong with each prompt; None where nothing is."""
-        found: list[InputError | None] = []
-        for i, prompt in enumerate(prompts):
-            try:
-                draw.encode_prompt(
-                    self.config,
-                    self.tokenizer,
-                    self.processor.roles,
-                    prompt,
-                    name=f"prompt {i + 1} of {len(prompts)}",
-                )
-                found.append(None)
-            except InputError as error:
-                found.append(error)
-        return found
+        """What is wrong with each of one or more prompts; None where nothing is."""
+        problems: dict[int, InputError] = {}
+        try:
+            draw.encode_prompts(self.config, self.tokenizer, self.processor.roles, prompts)
+        except BadPrompts as error:
+            problems = error.problems
+        return [problems.get(place) for place in range(len(prompts))]
 
     def decode_codes(self, codes: np.ndarray) -> list[list[Image.Image]]:
         """VQ codes int32 [Q, n, P] -> pictures, n for each of Q prompts."""

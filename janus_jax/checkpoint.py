@@ -106,13 +106,19 @@ def save_model(
 
     Raises:
       InputError: parameters of another architecture, a vocabulary that does not fit, or a path
-        that holds something else or cannot be written.
+        that holds something else, cannot be written or has too little room.
     """
     target = Path(path).absolute()
-    found = {k: tuple(v.shape) for k, v in flat_params(params).items()}
+    flat = flat_params(params)
+    found = {k: tuple(v.shape) for k, v in flat.items()}
     check_structure(target, found, flat_params(abstract(config)[1]))
     _check_tokenizer(tokenizer, config)
-    with new_directory(target, what="a Janus-JAX model", replaceable=is_model) as new:
+    needed = sum(
+        v.size * np.dtype(v.dtype if dtype is None else dtype).itemsize for v in flat.values()
+    )
+    with new_directory(
+        target, what="a Janus-JAX model", replaceable=is_model, needed=needed
+    ) as new:
         tensors = save_params(new / "params", params, dtype=dtype)
         write_json(new / "config.json", config.to_json())
         tokenizer.save(new / "tokenizer.json")

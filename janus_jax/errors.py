@@ -1,5 +1,7 @@
 """Errors meant for the person at the keyboard."""
 
+from collections.abc import Mapping
+
 
 class InputError(ValueError):
     """Unusable input or arguments: the command line prints it as one line and exits with status 2.
@@ -28,6 +30,24 @@ class InputError(ValueError):
         # The message is composed, so rebuilding from `args` alone (the default) would nest it when
         # the error crosses a process boundary, as it does from a data-loading worker.
         return type(self), (self.what, self.allowed, self.fix)
+
+
+class BadPrompts(InputError):
+    """Some prompts of a list cannot be used; nothing was drawn yet.
+
+    Attributes:
+        problems: What is wrong, by place in the list, from 0. All other prompts can be drawn.
+    """
+
+    def __init__(self, problems: Mapping[int, InputError]):
+        self.problems = dict(problems)
+        first, *_ = self.problems.values()
+        others = ", ".join(str(place + 1) for place in list(self.problems)[1:])
+        more = f" (nor can these be used: {others})" if others else ""
+        super().__init__(first.what + more, first.allowed, first.fix)
+
+    def __reduce__(self):
+        return type(self), (self.problems,)
 
 
 class RunFailed(RuntimeError):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import InputError, Janus
+from janus_jax import BadPrompts, InputError, Janus
 from janus_jax.locate import assets_directory
 
 PICTURE = Image.new("RGB", (30, 20), (200, 30, 60))
@@ -23,6 +23,35 @@ def test_pictures_come_by_prompt_and_number(janus):
     codes = janus.generate_codes(["b"], seed=3)
     assert codes.shape == (1, 1, janus.config.num_image_tokens)
     assert np.array_equal(janus.decode_codes(codes)[0][0], alone[0][0])
+
+
+def test_pictures_are_handed_over_as_they_are_drawn(janus):
+    events = []
+    rows = janus.generate_images(
+        ["a red apple", "b"],
+        n=2,
+        first=3,
+        at_once=2,
+        progress=lambda done, total: events.append(done / total),
+        drawn=lambda place, number, picture: events.append((place, number, picture)),
+    )
+    given = [event for event in events if isinstance(event, tuple)]
+    assert [event[:2] for event in given] == [(0, 3), (0, 4), (1, 3), (1, 4)]
+    assert [picture for *_, picture in given] == [picture for row in rows for picture in row]
+    # The first two are there before the others are begun.
+    assert events.index(given[1]) < events.index(1.0) < events.index(given[2])
+    assert events[events.index(given[1]) + 1] > 0.5
+
+
+def test_bad_prompts_are_named_before_anything_is_drawn(janus):
+    prompts, drawn = ["a red apple", " ", "word " * 600, "b"], []
+    with pytest.raises(BadPrompts, match=r"^prompt 2 of 4.*\(nor can these be used: 3\)") as caught:
+        janus.generate_images(prompts, drawn=lambda *event: drawn.append(event))
+    assert drawn == [] and list(caught.value.problems) == [1, 2]
+    assert "too long" in str(caught.value.problems[2])
+    problems = janus.check_prompts(prompts)
+    assert [problem is None for problem in problems] == [True, False, False, True]
+    assert str(problems[2]) == str(caught.value.problems[2])
 
 
 @pytest.mark.parametrize("settings", [{"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.0}])

@@ -184,6 +184,23 @@ def test_a_failed_save_leaves_the_old_model(copy, params, monkeypatch):
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]
 
 
+def test_a_disk_without_room_is_told_before_anything_is_written(copy, params, monkeypatch):
+    usage = shutil.disk_usage(copy)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    before = (copy / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match=r"takes 0\.00 GB; its disk has 0\.00 GB free"):
+        save_model(copy, DEBUG, params, emoji_like(), processor(DEBUG), card_text="new")
+    assert (copy / "manifest.json").read_bytes() == before
+    # Half the width, half the room.
+    whole = sum(v.nbytes for v in functional.flat_params(params).values())
+    usage = usage._replace(free=whole // 2)
+    with pytest.raises(InputError, match="its disk has"):
+        save_model(copy, DEBUG, params, emoji_like(), processor(DEBUG), card_text="new")
+    save_model(
+        copy, DEBUG, params, emoji_like(), processor(DEBUG), card_text="new", dtype="bfloat16"
+    )
+
+
 def test_saving_replaces_a_model_and_nothing_else(copy, params, tmp_path):
     arguments = (DEBUG, params, emoji_like(), processor(DEBUG))
     save_model(copy, *arguments, card_text="new")

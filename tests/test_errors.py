@@ -1,6 +1,6 @@
 import pickle
 
-from janus_jax import InputError
+from janus_jax import BadPrompts, InputError
 from janus_jax.errors import RunFailed
 
 
@@ -28,3 +28,12 @@ def test_a_failed_run_is_one_line_too():
     assert str(error) == "step 4: the loss is nan"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert not isinstance(error, InputError)
+
+
+def test_bad_prompts_are_told_by_place():
+    error = BadPrompts({1: InputError("prompt 2 is empty", "a text"), 4: InputError("prompt 5")})
+    assert str(error) == "prompt 2 is empty (nor can these be used: 5); allowed: a text"
+    assert isinstance(error, InputError)
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) and list(again.problems) == [1, 4]
+    assert str(BadPrompts({0: InputError("x", "y")})) == "x; allowed: y"

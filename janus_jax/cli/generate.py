@@ -31,7 +31,8 @@ class Generate:
 
     Each picture is a PNG file that carries its prompt, seed, settings and model. Picture i of a
     prompt depends on the model, prompt, seed, i and settings alone, whatever else is drawn. A
-    prompt that cannot be used is named, the others are drawn, and the exit status is 2.
+    prompt that cannot be used is named, the others are drawn, and the exit status is 2. Pictures
+    are saved as they are drawn, so that a stop loses only those in the making.
 
     Attributes:
         prompts: What to draw, one or more texts.
@@ -51,7 +52,8 @@ class Generate:
             picture.
         dtype: Precision of the weights; by default float32 on a CPU, bfloat16 elsewhere. int8
             halves the memory of bfloat16.
-        mesh: Spread the model over all devices, such as fsdp=2,tensor=4.
+        mesh: Spread the model over all devices of this host, such as fsdp=2,tensor=4; over those
+            of several hosts, examples/sharded_generate.py does it.
         json: Print {"images": [paths]} on stdout instead of one path a line.
     """
 
@@ -103,15 +105,21 @@ def run(options: Generate) -> int:
         raise problems[0]
     for problem in filter(None, problems):
         print(f"janus-jax: error: {problem}", file=sys.stderr)
-    pictures: list[list[Image.Image]] = []
+    saved: dict[tuple[int, int], Path] = {}
+
+    def save(place: int, number: int, image: Image.Image) -> None:
+        about = metadata(model, good[place], options.seed, number, settings)
+        saved[place, number] = _save(image, options.out, about)
+
     if good:
-        with progress_bar("drawing") as progress:
-            pictures = model.generate_images(good, options.n, progress=progress, **settings)
-    paths = [
-        _save(image, options.out, metadata(model, prompt, options.seed, i, settings))
-        for prompt, row in zip(good, pictures, strict=True)
-        for i, image in enumerate(row, start=options.first)
-    ]
+        try:
+            with progress_bar("drawing") as progress:
+                model.generate_images(good, options.n, progress=progress, drawn=save, **settings)
+        except BaseException:
+            if saved:
+                print(f"janus-jax: {len(saved)} pictures are in {options.out}", file=sys.stderr)
+            raise
+    paths = [path for _, path in sorted(saved.items())]
     if options.json:
         print(json.dumps({"images": [str(path) for path in paths]}, ensure_ascii=False))
     elif paths:

@@ -28,7 +28,7 @@ from flax import nnx
 from jax import lax
 
 from janus_jax.config import JanusConfig
-from janus_jax.errors import InputError
+from janus_jax.errors import BadPrompts, InputError
 from janus_jax.generate.sampling import (
     Sampling,
     bucket_length,
@@ -45,6 +45,7 @@ from janus_jax.processing.tokenizer import Tokenizer
 from janus_jax.sharding import constrain, least_of_hosts, mesh_of, on_mesh
 
 Progress = Callable[[int, int], None]
+Drawn = Callable[[int, int, np.ndarray], None]
 
 MAX_PICTURES = 16
 # Reports a picture's progress at most this often; each report waits for the device once.
@@ -225,14 +226,21 @@ def encode_prompts(
     """Generation prompts as ids, int32 [T] each.
 
     Raises:
-      InputError: no prompt, or one that is empty or too long; says which.
+      BadPrompts: some are empty or too long; says which.
+      InputError: no prompt.
     """
     if isinstance(prompts, str) or not prompts:
         raise InputError(f"prompts is {prompts!r}", "a list of one or more texts")
-    return [
-        encode_prompt(config, tokenizer, roles, text, name=f"prompt {i + 1} of {len(prompts)}")
-        for i, text in enumerate(prompts)
-    ]
+    rows, problems = [], {}
+    for i, text in enumerate(prompts):
+        name = f"prompt {i + 1} of {len(prompts)}"
+        try:
+            rows.append(encode_prompt(config, tokenizer, roles, text, name=name))
+        except InputError as error:
+            problems[i] = error
+    if problems:
+        raise BadPrompts(problems)
+    return rows
 
 
 def encode_prompt(
@@ -270,6 +278,7 @@ def generate_codes(
     how: Sampling,
     seed: int,
     progress: Progress | None = None,
+    drawn: Drawn | None = None,
     at_once: int | None = None,
 ) -> np.ndarray:
     """Draws pictures of each prompt, as image codes.
@@ -286,17 +295,21 @@ def generate_codes(
       roles: names of the speakers.
       prompts: what to draw.
       numbers: which pictures of each prompt: 0 and 1 for the first two.
-      cfg: guidance weight; 1 is no guidance (and costs the same).
+      cfg: guidance weight; 1 is no guidance, and costs the same: one row a picture would take other
+        kernels on a CPU, with other last bits, than the same row beside others.
       how: sampling.
       seed: 0 to 2**32 - 1.
       progress: called with (codes drawn, codes in all) now and then.
+      drawn: called with (place of the prompt, number of the picture, its codes int32 [P]) for the
+        pictures that are drawn at once, before the next are begun.
       at_once: pictures drawn at once; None draws as many as fit, at most MAX_PICTURES.
 
     Returns:
       int32 [len(prompts), len(numbers), P].
 
     Raises:
-      InputError: no prompt, or one that is empty or too long, or too little memory.
+      BadPrompts: some prompts are empty or too long; nothing was drawn.
+      InputError: no prompt, or too little memory.
     """
     rows = encode_prompts(config, tokenizer, roles, prompts)
     size = config.num_image_tokens
@@ -346,8 +359,12 @@ def generate_codes(
                     jax.block_until_ready(state.step)
                     progress(done + stop * len(batch), total)
         done += size * len(batch)
-        for (p, i), row in zip(batch, np.asarray(state.codes), strict=True):
+        found = np.asarray(state.codes)
+        del state  # the caches go before anybody decodes
+        for (p, i), row in zip(batch, found, strict=True):
             codes[p, i] = row
+            if drawn is not None:
+                drawn(p, numbers[i], row)
     return codes
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from janus_jax import Janus, picture_file
 from janus_jax.cli import main
+from janus_jax.generate import image as draw
 
 APPLE = "a red apple"
 
@@ -106,6 +107,26 @@ def test_a_bad_prompt_fails_alone_and_by_name(run):
         " prompt 2 of 4",
         " prompt 3 of 4 is too long",
     ]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+def test_a_stop_loses_nothing_that_was_drawn(run, tmp_path, monkeypatch, stop):
+    begin, calls = draw.begin, []
+
+    def second_time(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise stop
+        return begin(*args, **kwargs)
+
+    monkeypatch.setattr(draw, "begin", second_time)
+    status = run(APPLE, "--n", "3", "--at-once", "2")
+    assert status[0] in (1, 130) and status[1] == ""
+    assert f"janus-jax: 2 pictures are in {tmp_path / 'out'}" in status[2]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["a-red-apple-seed0-0.png", "a-red-apple-seed0-1.png"]
+    monkeypatch.undo()
+    assert len(run(APPLE, "--n", "3")[1].split()) == 3
 
 
 def test_the_same_picture_keeps_its_file_and_another_never_takes_it(run):
