@@ -1,8 +1,9 @@
-"""NaN in the midst of a run: nothing of it gets into the model, and too much of it ends the run."""
+"""NaN and spikes in a run: nothing of them gets into the model, and too many end the run."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.faults.jobs import STEPS, Job, go_on_to_the_end, steps_saved
@@ -36,6 +37,23 @@ def test_nan_is_passed_over_and_the_run_goes_on(whole, tmp_path):
     losses, want = ([r["loss"] for r in metrics(d)] for d in (run_dir, whole))
     assert losses[:2] == want[:2] and all(loss > 0 for loss in losses[3:])
     assert losses[3:] != want[3:]
+
+
+def test_a_spike_of_the_gradient_is_skipped_and_written_down(whole, tmp_path):
+    """The largest of the gradients beside those before it, with a limit that only it exceeds."""
+    norms = np.array([r["grad_norm"] for r in metrics(whole)])
+    usual = [float(np.exp(np.log(norms[:i]).mean())) for i in range(1, STEPS)]
+    ratios = norms[1:] / usual
+    place = int(ratios.argmax())
+    factor = (ratios[place] + max([1.0, *ratios[:place]])) / 2
+    run_dir = tmp_path / "run"
+    job = Job(run_dir, "--guard.settle", "1", "--guard.spike-factor", f"{factor:.6f}")
+    assert job.ended() == 0, job.said()
+    spike = bad_steps(run_dir)[0]
+    assert spike["step"] == place + 2
+    assert spike["usual_grad_norm"] == pytest.approx(usual[place], rel=1e-4)
+    assert spike["reason"].endswith(f"{ratios[place]:.3g} times the usual")
+    assert [r["skipped"] for r in metrics(run_dir)][: place + 2] == [*[0] * (place + 1), 1]
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,9 @@ def kill_and_compare(name: str, root: Path, parts: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kill_9_at_20_random_moments_and_resume_is_bit_exact_in_all_stages(debug_dir, tmp_path):
+def test_kill_9_in_saves_deletions_and_steps_20_times_is_bit_exact_in_all_stages(
+    debug_dir, tmp_path
+):
     """The stages at the same time, for each process waits for its disk now and then."""
     failures: dict[str, BaseException] = {}
 

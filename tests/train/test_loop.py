@@ -1,16 +1,12 @@
 """Runs from start to end, stopped and gone on with: to the bit what they would have been.
 
 The language model's preset stands for all: its step is the cheapest. All presets run in
-`test_stages`.
+`test_stages`; real processes are stopped, killed and gone on with in `tests/faults`.
 """
 
 import dataclasses
 import os
-import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +17,11 @@ from janus_jax.functional import flat_params
 from tests.train.runs import checkpoint, metrics, params, tiny
 from train import loop, rundir
 from train.cli import run_recipe
-from train.config import OptimizerConfig, TrainConfig
+from train.config import OptimizerConfig
 from train.loop import run
 
 STEPS = 6
 CONFIG = tiny("emoji-llm", steps=STEPS, checkpoint_every=2)
-
-
-def flags(config: TrainConfig, run_dir: Path) -> list[str]:
-    """The command line of `CONFIG`."""
-    return [
-        *("train", "emoji-llm", "--run-dir", str(run_dir), "--model", config.model),
-        *("--batch-size", str(config.batch_size), "--steps", str(config.steps)),
-        *("--log-every", "1", "--checkpoint-every", "2"),
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -119,25 +106,6 @@ def test_a_run_killed_before_its_result_makes_only_that(monkeypatch, tmp_path, w
             run(CONFIG, tmp_path, resume=False, overwrite=False)
     # `done` comes last, so what is not whole is not taken for finished.
     assert not rundir.is_finished(tmp_path)
-    assert run(CONFIG, tmp_path, resume=True, overwrite=False) == 0
-    assert_same(tmp_path, whole)
-
-
-def test_sigterm_from_outside(tmp_path, whole):
-    """A real process, its exit status, and its message; then the rest, here."""
-    command = [sys.executable, "-m", "tests.train.slow_run", *flags(CONFIG, tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    written = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while not (written.exists() and written.read_text().count("\n") >= 1):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
-    stopped = re.search(r"emoji-llm: stopped and saved at step (\d)\n", err)
-    assert stopped and 1 <= int(stopped[1]) < STEPS
-    assert "Traceback" not in err
     assert run(CONFIG, tmp_path, resume=True, overwrite=False) == 0
     assert_same(tmp_path, whole)
 
