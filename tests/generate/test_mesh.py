@@ -12,15 +12,6 @@ APPLE = "a red apple"
 LONG = "a green apple on a table beside a window through which one sees the sea and a boat"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Four meshes compile a dozen programs, and optimising them takes most of the time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="module")
 def alone(debug_dir) -> Janus:
     return Janus.from_pretrained(debug_dir, dtype="float32")
