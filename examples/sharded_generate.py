@@ -24,6 +24,7 @@ from janus_jax.cli.parsing import parse
 from janus_jax.generate.image import encode_prompt
 from janus_jax.generate.sampling import bucket_length
 from janus_jax.generate.settings import check_settings
+from janus_jax.hosts import HostsConfig, connect, team
 from janus_jax.sharding import make_mesh, parse_mesh
 
 # Pictures between two visits to the disk: what a killed run loses at most.
@@ -246,25 +247,21 @@ def join(options: Options) -> tuple[int, int]:
     """
     if not options.launched and options.coordinator is None:
         return options.process, options.processes
+    hosts = HostsConfig()
+    if options.coordinator is not None:
+        hosts = HostsConfig(options.coordinator, options.processes, options.process)
     try:
-        if options.launched:
-            jax.distributed.initialize(shutdown_timeout_seconds=WAIT_FOR_OTHERS)
-        else:
-            jax.distributed.initialize(
-                options.coordinator,
-                options.processes,
-                options.process,
-                shutdown_timeout_seconds=WAIT_FOR_OTHERS,
-            )
-    except ValueError as error:
+        connect(hosts, shutdown_seconds=WAIT_FOR_OTHERS)
+    except InputError as error:
         raise InputError(
-            f"the other processes cannot be found ({error})",
+            f"the other processes cannot be found ({error.what})",
             fix="give --coordinator, --processes and --process",
         ) from error
-    if jax.default_backend() == "cpu":
-        # Programs over several CPU processes that are read back from the compile cache fail: their
-        # collectives are out of step (jax 0.10.1 with gloo; freshly compiled ones never were).
-        jax.config.update("jax_enable_compilation_cache", False)
+    if team() is None:
+        raise InputError(
+            "--launched, and there is no launcher that JAX knows",
+            fix="give --coordinator, --processes and --process",
+        )
     return jax.process_index(), jax.process_count()
 
 

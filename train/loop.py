@@ -324,8 +324,8 @@ def gathered(params: nnx.State) -> nnx.State | None:
         found = multihost_utils.process_allgather(leaf, tiled=True)
         return found if is_first() else None
 
-    found = jax.tree.map(whole, params)
-    return found if is_first() else None
+    found = {part: jax.tree.map(whole, params[part]) for part in params}
+    return nnx.State(found) if is_first() else None
 
 
 def say(line: str) -> None:
