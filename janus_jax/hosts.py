@@ -141,6 +141,10 @@ class Team:
             return value
         return self._client.blocking_key_value_get(key, _LONGEST_WAIT * 1000)
 
+    def add(self, name: str, number: int) -> int:
+        """Adds to a sum over all processes, and returns it; nobody waits."""
+        return self._client.key_value_increment(f"janus_jax/sum/{name}", number)
+
     def stop(self) -> None:
         """Tells the others that this process was asked to stop."""
         self._post(f"stop {self.index}")
@@ -242,9 +246,9 @@ def is_first() -> bool:
 
 
 def own_file(path: Path) -> Path:
-    """A file that every process has for itself: of process 3, `stacks.txt` is `stacks.3.txt`."""
+    """A file that every process has for itself: of process 3, `stacks.txt` is `stacks-3.txt`."""
     index = 0 if _team is None else _team.index
-    return path if index == 0 else path.with_suffix(f".{index}{path.suffix}")
+    return path if index == 0 else path.with_stem(f"{path.stem}-{index}")
 
 
 def wait(name: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import RunFailed
+from janus_jax.hosts import team
 
 
 class TooManyBadSamples(RunFailed):
@@ -62,9 +63,10 @@ class BadSamples:
         self._most = math.inf if limit is None else limit * total if 0 < limit < 1 else limit
         self._keys: set[tuple[str, str, int]] = set()
         self._reasons: dict[str, int] = {}
+        known: list[BadSample] = []
         if path is not None and path.exists():
-            for bad in _read(path):
-                self._add(bad)
+            known = [bad for bad in _read(path) if self._add(bad)]
+        self._among_all = self._of_all(known)
 
     @property
     def count(self) -> int:
@@ -87,7 +89,9 @@ class BadSamples:
             lines = "".join(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in new)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(lines)
-        if new and self.count > self._most:
+        if new:
+            self._among_all = self._of_all(new)
+        if new and self._among_all > self._most:
             reasons = ", ".join(f"{n} x {reason}" for reason, n in self.reasons.items())
             where = f"; all are listed in {self._path}" if self._path else ""
             allowed = (
@@ -96,9 +100,18 @@ class BadSamples:
                 else (f"{self._limit}")
             )
             raise TooManyBadSamples(
-                f"{self.count} samples are broken, --max-bad-samples allows {allowed} ({reasons}); "
-                f"the last: {new[-1].id}: {new[-1].reason}{where}"
+                f"{self._among_all} samples are broken, --max-bad-samples allows {allowed} "
+                f"({reasons}); the last: {new[-1].id}: {new[-1].reason}{where}"
             )
+
+    def _of_all(self, new: list[BadSample]) -> int:
+        """How many all processes have met, each by itself, with these that this one has met now."""
+        others = team()
+        if others is None or self._path is None:
+            return self.count
+        # What is known before the first step, all of them know.
+        more = sum(bad.step >= 0 or others.index == 0 for bad in new)
+        return others.add(f"bad samples of {self._path.parent}", more)
 
     def _add(self, bad: BadSample) -> bool:
         if bad.key in self._keys:
