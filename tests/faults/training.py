@@ -31,7 +31,9 @@ samples.emoji_tokenizer(DEBUG.llm.vocab_size)
 load_pictures(tuple(e for e in RECORDS if e.split == "train"), DEBUG.image_size)
 
 
-def training(argv: list[str], log: Path, marks: Path | None = None, at: str = "") -> None:
+def training(
+    argv: list[str], log: Path, marks: Path | None = None, at: str = "", stdout: Path | None = None
+) -> None:
     """Runs `janus-jax train` and ends the process with its status.
 
     Args:
@@ -39,10 +41,11 @@ def training(argv: list[str], log: Path, marks: Path | None = None, at: str = ""
       log: file that gets what is printed, after what it holds.
       marks: gets `ids.jsonl`, the samples of every batch that is read, and a file `at` once the run
         has come there.
+      stdout: gets what is printed there, by default `log`.
       at: where the run waits, or what goes wrong: a key of `FAULTS`; empty for nothing.
     """
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
+    os.dup2(output if stdout is None else os.open(stdout, os.O_WRONLY | os.O_CREAT), 1)
     os.dup2(output, 2)
     jax.config.update("jax_disable_most_optimizations", True)
     samples.load_emoji = lambda: RECORDS

@@ -21,7 +21,8 @@ def child(
 ) -> None:
     """Calls `work(*args)` as one of several processes."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
+    # gloo, JAX's transport between CPUs, talks on stdout, in the midst of other lines.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(output, 2)
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_disable_most_optimizations", True)
@@ -57,7 +58,6 @@ def restore(run_dirs: list[Path]) -> None:
         assert int(state.step) == config.steps
         assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, state, shardings))
         checkpoints.close()
-        print("restored", run_dir.name, flush=True)
 
 
 def scatter(sizes: list[int]) -> None:
