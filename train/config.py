@@ -265,6 +265,15 @@ class TrainConfig:
                 "one or more of q, k, v, out, gate, up, down, each once",
             )
 
+    def stored_dtype(self, part: str) -> str:
+        """What a child's parameters are kept in: float32.
+
+        With LoRA what does not train, nearly everything, is kept in the compute dtype: it is never
+        updated, so nothing is lost but memory. The tokenizer always computes in float32.
+        """
+        frozen = self.lora.rank and part not in self.trained_children() and part != "vq"
+        return self.compute_dtype if frozen else "float32"
+
     def trained_children(self) -> tuple[str, ...]:
         """Children of the task's module that train.
 

@@ -37,7 +37,7 @@ janus-jax train finetune --init deepseek-ai/Janus-Pro-1B --data my.jsonl --run-d
 janus-jax generate "a caption" --model runs/mine/model
 
 Ten passes over the data, 16 samples a step, one device. Parameters, gradients and optimizer state
-of Janus-Pro-1B take 33 GB in float32, activations not counted.
+of Janus-Pro-1B take 32 GB, activations not counted.
 """
 
 FINETUNE_LORA = replace(
@@ -51,6 +51,7 @@ FINETUNE_LORA = replace(
 
 janus-jax train finetune-lora --init deepseek-ai/Janus-Pro-1B --data my.jsonl --run-dir runs/mine
 
-As `FINETUNE`, with a twentieth of what is trained: Janus-Pro-1B takes 13 GB. `--trainable llm
-aligner gen_aligner image_head gen_embed` trains those as well.
+As `FINETUNE`, with a hundredth of the parameters trained and the others in bfloat16: Janus-Pro-1B
+takes 5 GB, Janus-Pro-7B 16 GB, activations not counted. `--trainable llm aligner gen_aligner
+image_head gen_embed` trains the small parts as well.
 """

@@ -23,6 +23,7 @@ from janus_jax.sharding import param_shardings
 from train import rundir
 from train.config import PARTS, TrainConfig
 from train.data.samples import emoji_tokenizer
+from train.state import stored
 
 TOKENIZER, PROCESSOR = "tokenizer.json", "preprocessor.json"
 
@@ -139,7 +140,7 @@ def initial_parts(
         missing = sorted(set(parts) - set(have))
         if missing:
             raise InputError(f"--init {missing[0]}={name}: that run has only {', '.join(have)}")
-        like = nnx.State({part: shapes[part] for part in parts})
+        like = stored(nnx.State({part: shapes[part] for part in parts}), config)
         where = param_shardings(like, mesh)
         if "vq" in parts:
             whole = NamedSharding(mesh, PartitionSpec())

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.sharding import DEFAULT_RULES, Rules, param_shardings
+from train.config import TrainConfig
 from train.guard import GuardState, first_guard
 
 
@@ -44,6 +45,22 @@ class TrainState:
 def is_trainable(parts: tuple[str, ...]) -> Callable[[Any, Any], bool]:
     """A filter for `nnx.split`: parameters below the named children of the model."""
     return lambda path, _: path[0] in parts
+
+
+def stored(params: nnx.State, config: TrainConfig) -> nnx.State:
+    """Parameters, abstract or not, in the dtypes that a run keeps them in."""
+
+    def cast(part: str) -> Any:
+        dtype = jnp.dtype(config.stored_dtype(part))
+
+        def one(x: Any) -> Any:
+            if isinstance(x, jax.ShapeDtypeStruct):
+                return jax.ShapeDtypeStruct(x.shape, dtype)
+            return x.astype(dtype)
+
+        return jax.tree.map(one, params[part])
+
+    return nnx.State({part: cast(part) for part in params})
 
 
 def abstract_state(

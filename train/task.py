@@ -37,6 +37,7 @@ from train.lora import LORA, LoraJanus, abstract_lora, init_lora, merged
 from train.mesh import batch_shards
 from train.objectives import contrastive, janus, vq
 from train.scanned import ScannedJanus, stack, unstack
+from train.state import stored
 from train.step import LossFn, Sums
 
 ENCODE_CHUNK = 64
@@ -158,7 +159,9 @@ def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Ta
 
     def init(key: jax.Array) -> nnx.State:
         params = stack(nnx.split(JanusModel(model, nnx.Rngs(params=key)))[1])
-        return nnx.State({**params, LORA: init_lora(model, lora, key)}) if lora.rank else params
+        if lora.rank:
+            params = nnx.State({**params, LORA: init_lora(model, lora, key)})
+        return stored(params, config)
 
     def to_layers(params: nnx.State) -> nnx.State:
         return unstack(merged(params, lora) if lora.rank else params)
@@ -195,7 +198,7 @@ def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Ta
     return Task(
         origin=origin,
         graphdef=graphdef,
-        abstract=shapes,
+        abstract=stored(shapes, config),
         init=init,
         loss=loss,
         feed=feed,

@@ -166,11 +166,21 @@ def test_the_model_draws_and_answers(lora):
     assert "finetune-lora" in card and "mine.jsonl" in card
 
 
-def test_the_model_goes_on_as_another_s_start(lora, jsonl, tmp_path):
+def test_the_model_goes_on_as_another_s_start_in_bfloat16(lora, jsonl, tmp_path):
+    """What does not train is kept as it was read, in half the memory."""
     words = command("finetune-lora", lora / "model", jsonl, tmp_path / "run")
     words[words.index("--steps") + 1] = "1"
-    assert main.run([*words, "--lora.rank", "4", "--preview-every", "0"]) == 0
-    assert (tmp_path / "run" / "model" / "manifest.json").is_file()
+    half = ["--lora.rank", "4", "--preview-every", "0", "--compute-dtype", "bfloat16"]
+    assert main.run([*words, *half]) == 0
+    saved = checkpoint(tmp_path / "run", 1)
+    frozen = {str(v.dtype) for k, v in saved.items() if k.startswith(".frozen")}
+    trained = {str(v.dtype) for k, v in saved.items() if k.startswith(".trainable")}
+    assert (frozen, trained) == ({"bfloat16"}, {"float32"})
+    before, after = params(lora), flat_params(Janus.from_pretrained(tmp_path / "run/model").params)
+    for path, value in after.items():
+        kept = np.asarray(before[path].astype("bfloat16"), np.float32)
+        same = np.array_equal(np.asarray(value, np.float32), kept)
+        assert same or path.startswith("llm/layers"), path
 
 
 def test_it_exports_to_transformers_with_lora_merged(lora, tmp_path):

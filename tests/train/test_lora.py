@@ -120,6 +120,21 @@ def test_only_low_rank_matrices_have_gradients_and_optimizer_state():
     assert dataclasses.replace(CONFIG, lora=LoraConfig()).trained_children()[0] == "llm"
 
 
+def test_what_does_not_train_is_kept_in_the_compute_dtype():
+    def dtypes(config: TrainConfig) -> dict[str, set]:
+        shapes = task_of(config).abstract
+        return {part: {x.dtype for x in jax.tree.leaves(shapes[part])} for part in shapes}
+
+    half = dataclasses.replace(CONFIG, compute_dtype="bfloat16", trainable=("llm", "aligner"))
+    wide, narrow = {jnp.dtype("float32")}, {jnp.dtype("bfloat16")}
+    frozen = ("llm", "vision", "gen_aligner", "gen_embed", "image_head")
+    assert dtypes(half) == {LORA: wide, "aligner": wide} | dict.fromkeys(frozen, narrow)
+    assert half.stored_dtype("vq") == "float32"
+    # Without LoRA nearly everything trains, and masters are float32.
+    whole = dataclasses.replace(half, lora=LoraConfig())
+    assert set.union(*dtypes(whole).values()) == wide
+
+
 def test_matrices_are_split_as_their_kernels_are():
     mesh = training_mesh("fsdp=2,tensor=2")
     task = task_of(dataclasses.replace(CONFIG, mesh="fsdp=2,tensor=2"))
