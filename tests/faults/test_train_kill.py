@@ -140,6 +140,7 @@ def kill_and_compare(name: str, root: Path, parts: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute and a half where nothing else runs
 def test_kill_9_in_saves_deletions_and_steps_20_times_is_bit_exact_in_all_stages(
     debug_dir, tmp_path
 ):
