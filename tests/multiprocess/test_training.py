@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from janus_jax.hosts import HostsConfig
 from tests.faults.processes import forkserver
@@ -26,13 +27,14 @@ SPREADS = {"1 x 8": (1, 8), "2 x 4": (2, 4), "4 x 2": (4, 2)}
 BOTH = "fsdp=4,tensor=2"
 
 
-def spread_run(name: str, root: Path, parts: Path, *flags: str) -> tuple[Path, Members]:
-    """Stage 3 from its beginning to its end."""
+def spread_run(
+    name: str, root: Path, parts: Path, *flags: str, preset: str = "emoji-stage3"
+) -> tuple[Path, Members]:
+    """A run from its beginning to its end."""
     processes, devices = SPREADS[name]
     run_dir = root / name.replace(" ", "")
-    members = Members(
-        arguments(run_dir, parts, *flags), root / f"{run_dir.name}-logs", processes, devices
-    )
+    argv = arguments(run_dir, parts, *flags, name=preset)
+    members = Members(argv, root / f"{run_dir.name}-logs", processes, devices)
     assert members.ended() == [0] * processes, members.said()
     return run_dir, members
 
@@ -74,6 +76,34 @@ def test_processes_times_devices_make_the_same_run(runs, name):
         for manifest in manifests
     ]
     assert described[0] == described[1]
+
+
+@pytest.mark.parametrize("mesh", ["fsdp=8", "data=4,tensor=2"])
+def test_other_layouts_make_the_same_run_too(tmp_path, mesh):
+    """With text alone: the cheapest step."""
+    flags = ("--mesh", mesh, "--batch-size", "16", "--checkpoint-every", "4")
+    one, two, four = (
+        spread_run(name, tmp_path, tmp_path, *flags, preset="emoji-llm") for name in SPREADS
+    )
+    assert_same_run(two, one)
+    assert_same_run(four, one)
+
+
+def test_processes_measure_and_draw_together(tmp_path, debug_dir):
+    flags = ("--mesh", "fsdp=2", "--batch-size", "20", "--steps", "1", "--preview-every", "1")
+    sheets, losses = [], []
+    for processes in (1, 2):
+        run_dir = tmp_path / f"run{processes}"
+        argv = arguments(run_dir, debug_dir, *flags)
+        members = Members(argv, tmp_path / f"logs{processes}", processes, 2 // processes)
+        assert members.ended() == [0] * processes, members.said()
+        with Image.open(run_dir / "previews/0000001.png") as sheet:
+            sheets.append(np.asarray(sheet, np.int16))
+        [held] = [r for r in metrics(run_dir) if "heldout_text_loss" in r]
+        losses.append([value for key, value in held.items() if key.endswith("_loss")])
+    # The codes are equal; sums in another order can carry a pixel over a step of 8 bits.
+    assert np.abs(sheets[0] - sheets[1]).max() <= 1
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
 def together(work, logs: Path, processes: int, devices: int, *args: object) -> None:
