@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -113,7 +114,12 @@ class ScannedJanus(JanusModel):
     def _project(
         self, attn: Attention, x: jax.Array, rope: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`Attention.project`, kept in the order [B, N, T, H] that TPU attention reads."""
+        """`Attention.project`, its results named; for splash in the order [B, N, T, H] it reads."""
+        if self.kernel != "splash":
+            q, k, v = attn.project(x, rope)
+            named = ((q, "q"), (k, "k"), (v, "v"))
+            q, k, v = (checkpoint_name(y, name) for y, name in named)
+            return q, k, v
         b, t, _ = x.shape
         shape = (b, t, -1, attn.head_dim)
         q, k, v = (y(x).reshape(shape).swapaxes(1, 2) for y in (attn.q, attn.k, attn.v))
@@ -151,9 +157,11 @@ def rotated(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
       sin: [B, T, 1, H] float32.
     """
     h = x.shape[-1]
-    sign = jnp.where(jnp.arange(h) < h // 2, -1, 1).astype(x.dtype)
-    swap = jnp.roll(jnp.eye(h, dtype=x.dtype), h // 2, axis=1) * sign
-    swapped = jnp.einsum("bnth,hk->bntk", x, swap, precision=precision(x.dtype))
+    # A literal: made on the devices, it would be split over them and gathered again.
+    swap = np.roll(np.eye(h), h // 2, axis=1) * np.where(np.arange(h) < h // 2, -1, 1)
+    swapped = jnp.einsum(
+        "bnth,hk->bntk", x, jnp.asarray(swap, x.dtype), precision=precision(x.dtype)
+    )
     cos, sin = cos.swapaxes(1, 2), sin.swapaxes(1, 2)
     return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
 
