@@ -37,6 +37,7 @@ from train.init import initial_parts
 from train.mesh import replicate, training_mesh
 from train.optim import make_optimizer
 from train.own_data import resolve
+from train.plan.chips import compiler_options
 from train.previews import find_examples, save_preview
 from train.report import print_heldout
 from train.state import (
@@ -179,6 +180,7 @@ def train(
         accumulate=config.accumulate,
         compute_dtype=config.compute_dtype,
         guard=config.guard,
+        compiler_options=compiler_options(run.mesh.devices.flat[0].device_kind),
     )
     evaluate = make_evaluation(run) if config.preview_every else None
     batches: Any = prefetch(
