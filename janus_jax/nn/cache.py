@@ -117,8 +117,12 @@ def row_major(buffer: jax.Array) -> jax.Array:
     """The same array, laid out in memory in the order of its dimensions.
 
     The TPU compiler would else lay out the caches of a loop with slots outermost, at the price of
-    a copy of each before and after the loop, and for some numbers of rows one in every turn.
+    a copy of each before and after the loop, and for some numbers of rows one in every turn. Over a
+    mesh nothing is asked: XLA cannot split the request and would gather whole caches at each step.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return buffer
     return with_layout_constraint(buffer, Layout(major_to_minor=tuple(range(buffer.ndim))))
 
 
