@@ -17,11 +17,14 @@ and after:
 - `top5`: the share of drawings (guidance 5, temperature 1, seed 0) whose true OpenMoji picture is
   among the 5 nearest of all OpenMoji pictures, by squared error at the model's size. `top5_chance`
   is 5 of them all.
+- `top5_vq`: what `top5` would be if every code were right. The tokenizer has seen Twemoji alone and
+  is not trained here, so this is the ceiling.
 - `own_style`: the share of drawings nearer to the OpenMoji picture of their name than to the
   Twemoji picture of it, which is what the model was trained on before.
 - `caption_exact`: the share of pictures whose name is answered to the letter.
 
-OUT/sheet.png shows the first 16 of them, never chosen: the true picture, before, after.
+OUT/sheet.png shows the first 16 of them, never chosen: the true picture, the true picture after the
+tokenizer, the drawing before, the drawing after.
 """
 
 from __future__ import annotations
@@ -131,7 +134,7 @@ def measure(
     run_dir: Path, known: Sequence[Emoji], drawings: OpenMoji, sheet: Path
 ) -> dict[str, Any]:
     """Scores of the model before and after, on the pictures that the run kept out."""
-    from bench.emoji_model import answer, draw
+    from bench.emoji_model import answer, draw, reconstruct
     from janus_jax import Janus
     from train.data.records.shards import open_records
     from train.previews import grid
@@ -153,7 +156,10 @@ def measure(
     losses = heldout_losses(run_dir / "metrics.jsonl")
     scores: dict[str, Any] = {"n_heldout": len(records), "n_world": len(known)}
     scores |= {"top5_chance": 5 / len(known), "step": max(losses)}
-    rows = [world[index]]
+    seen = reconstruct(before, world[index])
+    best = metrics.ranks(metrics.squared_errors(seen, world), np.array(index), looks)
+    scores["top5_vq"] = metrics.top_share(best)
+    rows = [world[index], seen]
     for when, model in (("before", before), ("after", Janus.from_pretrained(run_dir / "model"))):
         loss = losses[0 if when == "before" else max(losses)]
         scores |= {f"{key}_{when}": value for key, value in loss.items()}
