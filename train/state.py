@@ -123,6 +123,8 @@ def create_params(
       The parameters.
     """
     missing = [part for part in shardings if part not in given]
+    if not missing:
+        return nnx.State({part: given[part] for part in shardings})
 
     def fresh(key: jax.Array) -> nnx.State:
         params = init(key)

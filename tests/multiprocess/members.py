@@ -12,7 +12,6 @@ import jax
 from tests.faults.processes import forkserver
 from tests.faults.training import training
 from tests.multiprocess.children import free_port
-from train.presets import PRESETS
 
 WITHIN = 180  # seconds after which a process is taken to hang
 
@@ -24,18 +23,20 @@ def member(argv: list[str], log: Path, devices: int, **kwargs) -> None:
     training(argv, log, stdout=log.with_name("stdout"), **kwargs)
 
 
-def arguments(run_dir: Path, parts: Path, *flags: str, name: str = "emoji-stage3") -> list[str]:
-    """A stage on the debug model, all of whose parts come from one model directory.
+def arguments(
+    run_dir: Path, parts: Path | None, *flags: str, name: str = "emoji-stage3"
+) -> list[str]:
+    """A short run on the debug model.
 
     Args:
       run_dir: the run directory.
-      parts: the model directory.
+      parts: the model directory that all parts come from; None: random weights.
       flags: more of them; the last one of a kind counts.
       name: the preset.
     """
-    init = [f"{entry.split('=')[0]}={parts}" for entry in PRESETS[name].init]
     return [
-        *(name, "--run-dir", str(run_dir), "--model", "debug", "--init", *init),
+        *(name, "--run-dir", str(run_dir), "--model", "debug"),
+        *(() if parts is None else ("--init", str(parts))),
         *("--batch-size", "40", "--steps", "4", "--log-every", "1", "--length", "128"),
         *("--checkpoint-every", "2", "--preview-every", "0", *flags),
     ]

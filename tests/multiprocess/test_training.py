@@ -28,7 +28,7 @@ BOTH = "fsdp=4,tensor=2"
 
 
 def spread_run(
-    name: str, root: Path, parts: Path, *flags: str, preset: str = "emoji-stage3"
+    name: str, root: Path, parts: Path | None, *flags: str, preset: str = "emoji-stage3"
 ) -> tuple[Path, Members]:
     """A run from its beginning to its end."""
     processes, devices = SPREADS[name]
@@ -78,12 +78,22 @@ def test_processes_times_devices_make_the_same_run(runs, name):
     assert described[0] == described[1]
 
 
-@pytest.mark.parametrize("mesh", ["fsdp=8", "data=4,tensor=2"])
-def test_other_layouts_make_the_same_run_too(tmp_path, mesh):
-    """With text alone: the cheapest step."""
-    flags = ("--mesh", mesh, "--batch-size", "16", "--checkpoint-every", "4")
+# With text alone: the cheapest step.
+LAYOUT = ("--batch-size", "16", "--checkpoint-every", "4", "--mesh")
+
+
+def test_rows_over_data_and_columns_over_tensor_make_the_same_run_too(tmp_path, debug_dir):
     one, two, four = (
-        spread_run(name, tmp_path, tmp_path, *flags, preset="emoji-llm") for name in SPREADS
+        spread_run(name, tmp_path, debug_dir, *LAYOUT, "data=4,tensor=2", preset="emoji-llm")
+        for name in SPREADS
+    )
+    assert_same_run(two, one)
+    assert_same_run(four, one)
+
+
+def test_everything_over_fsdp_makes_the_same_run_too_from_random_weights(tmp_path):
+    one, two, four = (
+        spread_run(name, tmp_path, None, *LAYOUT, "fsdp=8", preset="emoji-llm") for name in SPREADS
     )
     assert_same_run(two, one)
     assert_same_run(four, one)
@@ -145,23 +155,25 @@ def test_gloo_scatters_sums_right_at_the_sizes_of_these_tests(tmp_path):
 TEXT = ("--batch-size", "2", "--steps", "6", "--checkpoint-every", "4", "--mesh", "fsdp=all")
 
 
-def text_run(root: Path, name: str, *flags: str, processes: int = 2, **how) -> tuple[Path, Members]:
+def text_run(
+    root: Path, parts: Path, name: str, *flags: str, processes: int = 2, **how
+) -> tuple[Path, Members]:
     run_dir = root / "run"
-    argv = arguments(run_dir, root, *TEXT, *flags, name="emoji-llm")
+    argv = arguments(run_dir, parts, *TEXT, *flags, name="emoji-llm")
     return run_dir, Members(argv, root / name, processes, 2 // processes, **how)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def whole(tmp_path_factory, debug_dir) -> Path:
     """A run that nothing interrupted, in one process."""
-    run_dir, members = text_run(tmp_path_factory.mktemp("whole"), "logs", processes=1)
+    run_dir, members = text_run(tmp_path_factory.mktemp("whole"), debug_dir, "logs", processes=1)
     assert members.ended() == [0], members.said()
     return run_dir
 
 
-def assert_goes_on(root: Path, whole: Path, processes: int) -> None:
+def assert_goes_on(root: Path, parts: Path, whole: Path, processes: int) -> None:
     """The rest of a run, which then equals one that nothing interrupted."""
-    run_dir, members = text_run(root, "rest", "--resume", processes=processes)
+    run_dir, members = text_run(root, parts, "rest", "--resume", processes=processes)
     assert members.ended() == [0] * processes, members.said()
     found, want = checkpoint(run_dir, 6), checkpoint(whole, 6)
     assert found.keys() == want.keys()
@@ -180,8 +192,10 @@ def saved(run_dir: Path) -> list[int]:
     [("step", 1), ("data wait", 0)],
     ids=["one in a step", "the other one waits for data"],
 )
-def test_sigterm_to_one_of_two_saves_one_step_and_ends_both(whole, tmp_path, at, signalled):
-    run_dir, members = text_run(tmp_path, "logs", at={1: at})
+def test_sigterm_to_one_of_two_saves_one_step_and_ends_both(
+    whole, debug_dir, tmp_path, at, signalled
+):
+    run_dir, members = text_run(tmp_path, debug_dir, "logs", at={1: at})
     members.come_there().send(signalled, signal.SIGTERM)
     assert members.ended(30) == [75, 75], members.said()
     [step] = saved(run_dir)
@@ -189,11 +203,11 @@ def test_sigterm_to_one_of_two_saves_one_step_and_ends_both(whole, tmp_path, at,
     first, second = members.said()
     assert first.splitlines()[-1] == f"emoji-llm: stopped and saved at step {step}" and not second
     # On the other number of processes.
-    assert_goes_on(tmp_path, whole, 1)
+    assert_goes_on(tmp_path, debug_dir, whole, 1)
 
 
-def test_sigterm_to_one_of_two_before_the_first_step_ends_both(tmp_path):
-    run_dir, members = text_run(tmp_path, "logs", at={0: "first compilation"})
+def test_sigterm_to_one_of_two_before_the_first_step_ends_both(debug_dir, tmp_path):
+    run_dir, members = text_run(tmp_path, debug_dir, "logs", at={0: "first compilation"})
     members.come_there().send(1, signal.SIGTERM)
     assert members.ended(30) == [75, 75], members.said()
     assert members.said() == ["", "stopped before the first step; nothing to save"]
@@ -201,24 +215,24 @@ def test_sigterm_to_one_of_two_before_the_first_step_ends_both(tmp_path):
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_kill_9_of_one_ends_the_other_and_a_restart_goes_on(whole, tmp_path, killed):
-    _, members = text_run(tmp_path, "logs", at={0: "fifth data wait"})
+def test_kill_9_of_one_ends_the_other_and_a_restart_goes_on(whole, debug_dir, tmp_path, killed):
+    _, members = text_run(tmp_path, debug_dir, "logs", at={0: "fifth data wait"})
     members.come_there().send(killed, signal.SIGKILL)
     statuses = members.ended(60)
     assert statuses[killed] == -signal.SIGKILL
     assert statuses[1 - killed] not in (None, 0), members.said()
-    assert_goes_on(tmp_path, whole, 2)
+    assert_goes_on(tmp_path, debug_dir, whole, 2)
 
 
-def test_an_unusable_run_is_refused_once_and_by_all(tmp_path):
-    _, members = text_run(tmp_path, "logs", flags={1: ["--seed", "1"]})
+def test_an_unusable_run_is_refused_once_and_by_all(debug_dir, tmp_path):
+    _, members = text_run(tmp_path, debug_dir, "logs", flags={1: ["--seed", "1"]})
     assert members.ended(60) == [2, 2], members.said()
     [line] = [line for said in members.said() for line in said.splitlines()]
     assert "is not what process 0 has made of it; allowed: a directory that all hosts share" in line
 
 
-def test_a_run_that_is_there_is_refused_once_and_by_all(whole):
-    argv = arguments(whole, whole, *TEXT, name="emoji-llm")
+def test_a_run_that_is_there_is_refused_once_and_by_all(whole, debug_dir):
+    argv = arguments(whole, debug_dir, *TEXT, name="emoji-llm")
     members = Members(argv, whole.parent / "refused", 2, 1)
     assert members.ended(60) == [2, 2], members.said()
     [line] = [line for said in members.said() for line in said.splitlines()]
