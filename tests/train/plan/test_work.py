@@ -10,7 +10,7 @@ from janus_jax.errors import InputError
 from train.config import Mixture, TrainConfig
 from train.data.packing import PackedShape
 from train.plan import memory
-from train.plan.chips import parse_topology
+from train.plan.chips import compiler_options, parse_topology
 from train.plan.layout import Layout, Lengths, make_layout
 from train.plan.report import kernel_call_flops
 from train.plan.step import plan_step
@@ -197,3 +197,8 @@ def test_attention_kernels(planned, name, products):
 def test_other_kernels_are_not_guessed(planned):
     with pytest.raises(ValueError, match="no attention kernel"):
         kernel_call_flops(planned, "flash_attention")
+
+
+def test_compiler_options_go_by_the_kind_of_device():
+    assert compiler_options("TPU v5")["xla_tpu_prefer_async_allgather_to_allreduce"] == "true"
+    assert compiler_options("cpu") == {}
