@@ -11,7 +11,7 @@ import jax
 from janus_jax.nn.segments import BLOCK
 from train.config import Remat
 from train.plan import costs, hlo
-from train.plan.memory import activations, device_bytes, estimate, largest_replicated
+from train.plan.memory import activations, estimate, largest_replicated
 from train.plan.program import CompiledStep
 from train.plan.step import PlannedStep
 from train.plan.work import step_work
@@ -68,8 +68,7 @@ def abstract_figures(step: PlannedStep, mfu: float) -> dict[str, Any]:
             for remat in get_args(Remat)
         },
         "hbm_capacity_bytes": topology.hbm_bytes,
-        "optimizer_bytes": device_bytes(step.state.opt_state, step.shardings.opt_state)
-        * topology.devices,
+        "optimizer_bytes": _bytes(step.state.opt_state),
         "largest_replicated_param_bytes": largest_replicated(step.state, step.shardings),
     }
 
@@ -116,8 +115,7 @@ def compiled_figures(step: PlannedStep, compiled: CompiledStep) -> dict[str, Any
         "compile_seconds": compiled.seconds,
         "tokens_per_step": layout.tokens,
         "largest_replicated_param_bytes": largest_replicated(step.state, step.shardings),
-        "optimizer_bytes": device_bytes(step.state.opt_state, step.shardings.opt_state)
-        * topology.devices,
+        "optimizer_bytes": _bytes(step.state.opt_state),
     }
 
 
@@ -208,3 +206,7 @@ def refusal(step: PlannedStep, figures: dict[str, Any]) -> str:
 
 def _count(tree: Any) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
