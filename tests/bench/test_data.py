@@ -24,6 +24,6 @@ def test_every_figure_is_there(monkeypatch, capsys):
     assert (report["records"], report["mixture_steps"], report["batches"]) == (400, 30, 30)
     # 2 of 4 samples of a step are from either set.
     assert report["mixture_max_error"] == 0
-    assert 0 < report["startup_seconds"] and 0 < report["first_startup_seconds"]
+    assert report["startup_seconds"] > 0 and report["first_startup_seconds"] > 0
     assert report["rss_growth"] == pytest.approx(0, abs=0.2) and report["rss_bytes"] > 10**7
     assert len(report["load_average"]) == len(report["load_average_after"]) == 3
