@@ -29,6 +29,8 @@ from janus_jax.errors import InputError
 _LONGEST_WAIT = 3600
 # A process that leaves gives the others so long to hear of it.
 _GRACE = 10
+# Seconds that process 0 stays after the others have said that they end.
+_LAST = 1.0
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,8 @@ class Team:
             self._client.key_value_set(f"janus_jax/gone/{self.index}", "", allow_overwrite=True)
         if self.index == 0:
             self._until_gone(range(1, self.count))
+            # They have said so just before they end, and JAX aborts who outlives process 0.
+            time.sleep(_LAST)
 
     def part(self) -> None:
         """An orderly end: waits for the others to be done as well.
