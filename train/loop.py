@@ -267,6 +267,9 @@ def make_evaluation(run: Run) -> Callable[[int, TrainState, Watch], None]:
             sums = [
                 measure(state.params, feed.place(feed.read(number))) for number in range(feed.steps)
             ]
+            # What is held out may hold none of the kinds that are trained.
+            if not sums:
+                return {}
             values = jax.device_get(quotients(jax.tree.map(lambda *parts: sum(parts), *sums)))
         return {
             f"heldout_{kind}_loss": float(values[f"{kind}_loss"])

@@ -100,6 +100,24 @@ def test_what_is_held_out_is_measured_before_and_after(lora, capsys):
     assert len(out) == 1 + len(losses)
 
 
+def test_what_is_held_out_may_hold_none_of_the_kinds_that_are_trained(debug_dir, tmp_path):
+    """Of three samples a share of a half keeps both texts out: there is nothing to measure."""
+    (tmp_path / "0.png").write_bytes(picture(0))
+    captioned = {"image": "0.png", "caption": "mine"}
+    data = write_jsonl(
+        tmp_path / "few.jsonl", [captioned, {"turns": turns(0)}, {"turns": turns(1)}]
+    )
+    run_dir = tmp_path / "run"
+    more = ("--heldout-share", "0.5", "--steps", "1")
+    assert main.run(command("finetune", debug_dir, data, run_dir, *more)) == 0
+    kinds = {
+        side: set(read_json(run_dir / "data" / side / "manifest.json")["kinds"])
+        for side in ("train", "heldout")
+    }
+    assert kinds == {"train": {"understanding", "generation"}, "heldout": {"text"}}
+    assert not any(key.startswith("heldout") for record in metrics(run_dir) for key in record)
+
+
 def test_previews_show_the_user_s_own_captions(lora):
     sheets = sorted(p.name for p in (lora / "previews").iterdir())
     assert sheets == ["0000000.png", "0000004.png"]
