@@ -1,4 +1,4 @@
-"""Fine-tunes the emoji model on a style that it has never seen; measures before and after.
+"""Fine-tunes the emoji model on a second style that it has never seen; measures before and after.
 
     python bench/finetune.py --preset finetune --out runs/openmoji
     python bench/finetune.py --preset finetune-lora --out runs/openmoji-lora --json
