@@ -260,7 +260,8 @@ def make_evaluation(run: Run) -> Callable[[int, TrainState, Watch], None]:
 
     @jax.jit
     def measure(params: nnx.State, batch: Any) -> Sums:
-        return task.loss(nnx.merge(task.graphdef, params), batch, jax.random.key(0))
+        model = nnx.merge(task.graphdef, params)
+        return task.heldout_loss(model, batch, jax.random.key(0))
 
     def losses(feed: Feed, state: TrainState) -> dict[str, float]:
         with jax.set_mesh(run.mesh):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Task:
       abstract: its parameters, as shapes with their logical axes.
       init: makes them from a key.
       loss: the loss of a micro-step.
+      heldout_loss: the same of held-out samples, which get no noise: it is alike in every run.
       feed: the batches of a split ("train" or "heldout"), given the tokenizer's parameters where a
         run has one (generation needs its codes).
       from_layers: parameters as they are on disk (a layer at a time) to those of the module.
@@ -64,6 +65,7 @@ class Task:
     abstract: nnx.State
     init: Callable[[jax.Array], nnx.State]
     loss: LossFn
+    heldout_loss: LossFn
     feed: Callable[[nnx.State | None, str], Feed]
     from_layers: Callable[[nnx.State], nnx.State]
     to_layers: Callable[[nnx.State], nnx.State]
@@ -113,6 +115,7 @@ def _small(
         abstract=params,
         init=lambda key: nnx.split(build(nnx.Rngs(params=key)))[1],
         loss=loss,
+        heldout_loss=loss,
         feed=feed,
         from_layers=lambda params: params,
         to_layers=lambda params: params,
@@ -153,6 +156,7 @@ def stage_program(
 def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Task:
     model, counts, lora = origin.model, config.samples(), config.lora
     graphdef, loss = stage_program(config, model, mesh, counts["generation"])
+    _, heldout_loss = stage_program(replace(config, code_noise=0.0), model, mesh, 0)
     shapes = stack(abstract(model)[1])
     if lora.rank:
         shapes = nnx.State({**shapes, LORA: abstract_lora(model, lora)})
@@ -201,6 +205,7 @@ def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Ta
         abstract=stored(shapes, config),
         init=init,
         loss=loss,
+        heldout_loss=heldout_loss,
         feed=feed,
         from_layers=stack,
         to_layers=to_layers,

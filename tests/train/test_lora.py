@@ -120,6 +120,21 @@ def test_only_low_rank_matrices_have_gradients_and_optimizer_state():
     assert dataclasses.replace(CONFIG, lora=LoraConfig()).trained_children()[0] == "llm"
 
 
+def test_held_out_samples_get_no_noise(base, losses):
+    """So their loss can be compared between runs with any noise and batch size."""
+    noisy = task_of(dataclasses.replace(BASE, code_noise=0.9))
+    plain, held, trained = (
+        losses(task, base)
+        for task in (
+            task_of(BASE),
+            dataclasses.replace(noisy, loss=noisy.heldout_loss),
+            noisy,
+        )
+    )
+    assert np.array_equal(held["generation_loss"], plain["generation_loss"])
+    assert not np.array_equal(trained["generation_loss"], plain["generation_loss"])
+
+
 def test_what_does_not_train_is_kept_in_the_compute_dtype():
     def dtypes(config: TrainConfig) -> dict[str, set]:
         shapes = task_of(config).abstract
