@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from janus_jax.cli.parsing import parse
-from janus_jax.errors import InputError
 from janus_jax.hosts import HostsConfig, connect, is_first
+from train.arguments import parse_preset
 from train.config import TrainConfig
 from train.presets import EMOJI_RECIPE, PRESETS
 
@@ -82,26 +78,12 @@ def main(argv: list[str]) -> int:
         root = flags.run_dir or Path("runs")
         connect(flags.hosts)
         return run_recipe(RECIPES[name], root, overwrite=flags.overwrite, fall_back=flags.fall_back)
-    if name not in PRESETS:
-        known = [*RECIPES, *PRESETS]
-        nearest = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {nearest[0]}?" if nearest else ""
-        raise InputError(f"unknown preset {name!r}", ", ".join(known), hint)
-
-    @dataclasses.dataclass(frozen=True)
-    class Arguments:
-        # Without a name of their own, so that flags read --steps and --optimizer.learning-rate.
-        flags: Annotated[Flags, tyro.conf.arg(name="")]
-        config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-
-    default = Arguments(Flags(), PRESETS[name])
-    arguments = parse(Arguments, rest, prog=f"janus-jax train {name}", default=default)
-    flags = arguments.flags
+    flags, config = parse_preset(Flags(), argv, PRESETS, command="train", others=(*RECIPES,))
     connect(flags.hosts)
     from train.loop import run
 
     return run(
-        arguments.config,
+        config,
         flags.run_dir or Path("runs") / name,
         resume=flags.resume,
         overwrite=flags.overwrite,

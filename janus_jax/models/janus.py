@@ -107,8 +107,7 @@ class JanusModel(nnx.Module):
         Args:
           x: [B, T, D] input embeddings.
           positions: [B, T] int32.
-          mask: [B, T] bool, True for real tokens (padding is never attended); or int32 segment
-            numbers of packed rows, see `Llama.hidden`.
+          mask: [B, T] bool, True for real tokens (padding is never attended).
           taps: filled with every layer's output when given.
         """
         return self.llm.hidden(x, positions, mask, taps)[0]

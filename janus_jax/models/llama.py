@@ -23,7 +23,6 @@ from janus_jax.nn.attention import (
     cached_attention,
     cached_attention_and_own,
     causal_mask,
-    segment_mask,
 )
 from janus_jax.nn.cache import KVCache, heads_first, row_major, write_slot
 from janus_jax.nn.layers import Embedding, Linear, RMSNorm, tap
@@ -211,15 +210,14 @@ class Llama(nnx.Module):
         Args:
           x: [B, T, D] input embeddings.
           positions: [B, T] int32.
-          mask: [B, T], bool: True for real tokens; or int32, for packed rows: the number of each
-            token's segment, which sees nothing of the others, 0 for padding.
+          mask: [B, T] bool, True for real tokens.
           taps: filled with every layer's output (`llm/layers/{i}`) when given.
 
         Returns:
           Normalised hidden states [B, T, D], and each layer's keys and values [B, T, K, H].
         """
         rope = self.rope(positions)
-        visible = causal_mask(mask) if mask.dtype == jnp.bool_ else segment_mask(mask)
+        visible = causal_mask(mask)
         keys_values = []
         for i, layer in enumerate(self.layers):
             x, kv = _run_layer(layer, x, rope, visible)

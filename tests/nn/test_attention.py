@@ -9,8 +9,8 @@ from janus_jax.nn.attention import (
     cached_attention,
     cached_attention_and_own,
     causal_mask,
-    segment_mask,
 )
+from tests.nn.plain import segment_mask
 
 
 def test_causal_mask_of_a_left_padded_row():

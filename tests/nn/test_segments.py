@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from janus_jax.nn import segments
-from janus_jax.nn.attention import attention, segment_mask
+from janus_jax.nn.attention import attention
+from tests.nn.plain import segment_mask
 
 T, H = 256, 128
 

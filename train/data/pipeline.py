@@ -7,7 +7,7 @@ batch of any step can be looked at without running the steps before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import grain.python as grain
@@ -49,29 +49,3 @@ def batched(
     samples: Any = shuffled_samples(records, pick, seed=seed)
     batches = samples.batch(batch_size, batch_fn=collate)
     return lambda step: batches[step]
-
-
-class _Steps(Sequence[int]):
-    """The step numbers [start, stop), as a source for Grain."""
-
-    def __init__(self, start: int, stop: int):
-        self._range = range(start, stop)
-
-    def __len__(self) -> int:
-        return len(self._range)
-
-    def __getitem__(self, index: Any) -> int:
-        return self._range[index]
-
-
-def stream(batch: Batches, start: int, stop: int) -> Iterator[Any]:
-    """The batches of steps `start` to `stop`, made ahead of time in a background thread.
-
-    Args:
-      batch: makes the batch of a step.
-      start: first step.
-      stop: one past the last step.
-    """
-    steps = grain.MapDataset.source(_Steps(start, stop)).map(batch)
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return iter(steps.to_iter_dataset(options))

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from janus_jax.cli.parsing import parse
 from janus_jax.config import get_config
 from janus_jax.errors import InputError
+from train.arguments import parse_preset
 from train.config import TrainConfig
 from train.plan import libtpu
 from train.plan.chips import parse_topology
@@ -75,21 +71,8 @@ def main(argv: list[str]) -> int:
         )
         print(USAGE.format(presets=listing))
         return 0
-    name, rest = argv[0], argv[1:]
-    if name not in presets:
-        nearest = difflib.get_close_matches(name, presets, 1)
-        hint = f"did you mean {nearest[0]}?" if nearest else ""
-        raise InputError(f"unknown preset {name!r}", ", ".join(presets), hint)
-
-    @dataclasses.dataclass(frozen=True)
-    class Arguments:
-        # Without a name of their own, so that flags read --topology and --optimizer.learning-rate.
-        flags: Annotated[Flags, tyro.conf.arg(name="")]
-        config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-
-    default = Arguments(Flags(), presets[name])
-    arguments = parse(Arguments, rest, prog=f"janus-jax plan {name}", default=default)
-    return plan(arguments.config, arguments.flags, " ".join(("plan", *argv)))
+    flags, config = parse_preset(Flags(), argv, presets, command="plan")
+    return plan(config, flags, " ".join(("plan", *argv)))
 
 
 def plan(config: TrainConfig, flags: Flags, command: str) -> int:

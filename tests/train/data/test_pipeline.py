@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from train.data.pipeline import batched, stream
+from train.data.pipeline import batched
+from train.data.prefetch import prefetch
 from train.data.shift import random_shift
 
 
@@ -46,14 +47,14 @@ def test_batches_that_do_not_divide_an_epoch_run_on_into_the_next():
 
 def test_a_stream_from_an_offset_is_the_rest_of_the_whole():
     batch = numbers()
-    whole = list(stream(batch, 0, 8))
+    whole = list(prefetch(batch, 0, 8))
     assert whole == [batch(step) for step in range(8)]
-    assert list(stream(batch, 5, 8)) == whole[5:]
+    assert list(prefetch(batch, 5, 8)) == whole[5:]
 
 
 def test_nothing_is_left_after_the_last_step():
     """A run killed between its last checkpoint and its result resumes here."""
-    assert list(stream(numbers(), 8, 8)) == []
+    assert list(prefetch(numbers(), 8, 8)) == []
 
 
 def test_a_shift_moves_the_picture_over_white():
