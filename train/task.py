@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,6 @@ def stage_program(
 def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Task:
     model, counts, lora = origin.model, config.samples(), config.lora
     graphdef, loss = stage_program(config, model, mesh, counts["generation"])
-    _, heldout_loss = stage_program(replace(config, code_noise=0.0), model, mesh, 0)
     shapes = stack(abstract(model)[1])
     if lora.rank:
         shapes = nnx.State({**shapes, LORA: abstract_lora(model, lora)})
@@ -205,7 +204,7 @@ def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Ta
         abstract=stored(shapes, config),
         init=init,
         loss=loss,
-        heldout_loss=heldout_loss,
+        heldout_loss=functools.partial(loss, code_noise=0.0),
         feed=feed,
         from_layers=stack,
         to_layers=to_layers,
