@@ -124,7 +124,7 @@ def _small(
 
 def stage_program(
     config: TrainConfig, model: JanusConfig, mesh: Mesh, drawings: int
-) -> tuple[Any, LossFn]:
+) -> tuple[Any, Callable[..., Sums]]:
     """What a stage computes, without its data: the module's static graph, and the loss.
 
     Args:

@@ -136,7 +136,7 @@ def _splash_kernel(heads: int, length: int, parts: int, interpret: bool) -> Any:
     block = math.gcd(BLOCK, length // parts)
     compute = min(512, block)
     # Queries' gradients have a kernel of their own: the fused one writes them once for each block
-    # of keys, and adding those up costs more than making the scores again (docs/LOG.md).
+    # of keys, and adding those up costs about as much as making the scores again (docs/LOG.md).
     sizes = splash_kernel.BlockSizes(
         block_q=block,
         block_kv=block,
