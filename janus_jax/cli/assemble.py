@@ -16,10 +16,10 @@ class Assemble:
     Both aligners, the table of image tokens and the image head are new, and the control tokens
     that the vocabulary lacks are added to it. Stage 1 trains what is new.
 
-    janus-jax assemble start --llm deepseek-llm-1.3b --vision siglip-large-patch16-384 --vq vq16.pt
+    janus-jax assemble runs/pretrained --llm deepseek-llm-1.3b --vision siglip --vq vq16.pt
 
-    Then name the directory as the source of each part in `janus-jax train`:
-    --init llm=../start vision=../start vq=../start (beside the run directory, or an absolute path).
+    The published stage-1 presets start from runs/pretrained. For another directory, give
+    `janus-jax train` --init llm=DIR vision=DIR vq=DIR; docs/assemble.md has the rest.
 
     Attributes:
         destination: Model directory to write.
