@@ -5,7 +5,8 @@
 #   bash launch/tpu-vm.sh stop         stops it: a checkpoint on all hosts, status 75
 #
 # Set the four names. SHARED is a directory that all hosts have mounted (Filestore), with `data/` and
-# `runs/` below it and a virtual environment with "janus-jax[tpu]" in `venv/`.
+# `runs/` below it and a virtual environment in `venv/`, in which a checkout was installed with
+# `pip install ".[tpu,logging]"`.
 set -euo pipefail
 
 TPU=my-slice
@@ -23,8 +24,9 @@ STOPPED=".stopped-$TPU"
 
 if [[ "${1:-}" == stop ]]; then
   touch "$STOPPED"
-  # To one process is enough: they agree on the step.
-  on_all_hosts 'pkill -TERM -f "janus-jax train" || true'
+  # One process is enough: they agree on the step. The brackets keep the pattern from matching the
+  # command line that it is on.
+  on_all_hosts 'pkill -TERM -f "[j]anus-jax train" || true'
   exit
 fi
 

@@ -3,8 +3,9 @@
 #
 #   bash launch/xpk.sh
 #
-# Set the five names. STORAGE is one that `xpk storage attach` has mounted in every workload, shared by
-# all hosts and with file locks (Filestore); the data sets and the run lie on it.
+# Set the five names. IMAGE is built from a checkout with `pip install ".[tpu,logging]"`. STORAGE is one
+# that `xpk storage attach` has mounted in every workload, shared by all hosts and with file locks
+# (Filestore); the data sets and the run lie on it.
 set -euo pipefail
 
 CLUSTER=my-cluster
@@ -13,8 +14,8 @@ ZONE=us-east5-b
 IMAGE=REGION-docker.pkg.dev/PROJECT/REPOSITORY/janus-jax:latest
 STORAGE=/storage
 
-# Status 75 is a run that was stopped and saved: it is started again, and goes on. `exec` hands
-# SIGTERM to the program itself.
+# Status 75 is a run that was stopped and saved: it is started again, and resumes. `exec` hands SIGTERM
+# to the program itself.
 xpk workload create \
   --cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE" \
   --workload=janus-1b-stage2 \

@@ -102,14 +102,20 @@ def stand_in(folder: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
-def run_script(tmp_path: Path, script: str, **environ: str) -> subprocess.CompletedProcess:
+def run_script(
+    tmp_path: Path, script: str, *args: str, **environ: str
+) -> subprocess.CompletedProcess:
     """Runs a template where the services' programs are stand-ins."""
     text = (LAUNCH / script).read_text()
     copy = tmp_path / script
     copy.write_text(text.replace("SHARED=/shared/janus", f"SHARED={tmp_path}"))
     path = f"{tmp_path}:/usr/bin:/bin"
     return subprocess.run(
-        ["bash", copy], cwd=tmp_path, env={"PATH": path, **environ}, capture_output=True, text=True
+        ["bash", copy, *args],
+        cwd=tmp_path,
+        env={"PATH": path, **environ},
+        capture_output=True,
+        text=True,
     )
 
 
@@ -134,6 +140,15 @@ def test_the_tpu_vms_start_again_while_they_end_with_75(tmp_path, statuses, call
     lines = (tmp_path / "called").read_text().splitlines()
     assert len(lines) == calls
     assert all("--worker=all" in line and "janus-jax train" in line for line in lines)
+
+
+def test_stop_asks_the_trainers_and_not_the_shell_it_runs_in(tmp_path):
+    stand_in(tmp_path, "gcloud", 'echo "$@" > called')
+    run_script(tmp_path, "tpu-vm.sh", "stop")
+    command = (tmp_path / "called").read_text().partition("--command=")[2]
+    [pattern] = re.findall(r'pkill -TERM -f "([^"]+)"', command)
+    assert re.search(pattern, "venv/bin/python venv/bin/janus-jax train janus-pro-1b-stage2")
+    assert not re.search(pattern, f"bash -c {command}")
 
 
 def test_the_jobset_starts_again_after_75_without_counting():

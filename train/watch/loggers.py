@@ -56,7 +56,7 @@ class TensorBoard:
         except ImportError as error:
             raise InputError(
                 "--watch.tensorboard needs tensorboardX, which is not installed",
-                fix='pip install "janus-jax[logging]"',
+                fix='pip install -e ".[logging]" in the checkout',
             ) from error
         purge = start + 1 if start else None
         self._writer = SummaryWriter(str(directory), purge_step=purge, flush_secs=10)

@@ -106,7 +106,7 @@ def test_wandb_is_one_run_over_all_starts(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("watch", "package", "named"),
     [
-        (WatchConfig(tensorboard=True), "tensorboardX", "janus-jax[logging]"),
+        (WatchConfig(tensorboard=True), "tensorboardX", 'pip install -e ".[logging]"'),
         (WatchConfig(wandb="janus"), "wandb", "pip install wandb"),
     ],
 )

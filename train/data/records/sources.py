@@ -211,7 +211,8 @@ def _parquet(file: Any, name: str) -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise InputError(f"{name!r} needs pyarrow", fix='pip install "janus-jax[data]"') from error
+        fix = 'pip install -e ".[data]" in the checkout'
+        raise InputError(f"{name!r} needs pyarrow, which is not installed", fix=fix) from error
     import pyarrow as pa
 
     try:
