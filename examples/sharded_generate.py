@@ -1,4 +1,4 @@
-"""Draws the prompts of a file on one host or many; started again, it draws what is missing only."""
+"""Draws the prompts of a file on one host or many; started again, it draws only what is missing."""
 
 from __future__ import annotations
 
@@ -54,14 +54,13 @@ class Options:
     The same on a TPU pod or under SLURM, which know their hosts: --mesh fsdp=2,tensor=4 --launched
 
     Prompt i belongs to process i modulo N, which writes its pictures into its own --out; a
-    directory that all hosts share works too. Empty lines and prompts seen before count for nothing.
+    directory that all hosts share works too. Empty lines and repeated prompts are passed over.
     With --mesh all processes draw together and each writes its share; without it each works alone
     and spreads its pictures over its own devices.
 
     Start it again after any end: pictures that are there and whole are not drawn again. A file's
-    name holds a digest of the prompt, seed, settings and weights, so another run never takes the
-    name of a picture; what the names stand for is in the files themselves, and
-    `janus-jax generate --again FILE` draws one once more.
+    name holds a digest of the prompt, seed, settings and weights, so different pictures never want
+    the same name. `janus-jax generate --again FILE` draws one again.
 
     A line that cannot be used is named, the others are drawn, and the exit status is 2.
 

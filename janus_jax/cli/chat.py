@@ -42,7 +42,7 @@ class Chat:
         seed: Same seed, same answer; matters above temperature 0.
         system: System prompt; by default the one the model was trained with.
         dtype: Precision of the weights; by default float32 on a CPU, bfloat16 elsewhere. int8
-            halves the memory of bfloat16.
+            takes 55 to 65% of bfloat16's memory.
         mesh: Spread the model over all devices, such as fsdp=2,tensor=4.
         json: Print {"text": ...} on stdout, one line an answer, instead of the bare answer.
     """
