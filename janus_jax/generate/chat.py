@@ -10,7 +10,7 @@ fresh run, also where the text of an answer is cut into other tokens than the mo
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
@@ -100,6 +100,8 @@ def prepare(
         raise InputError(f"the question is {question!r}", "a text that is not empty")
     if isinstance(images, str | bytes | Path | Image.Image):
         raise InputError("images is one picture", "a list of pictures", "write [picture]")
+    if not isinstance(images, Iterable):
+        raise InputError(f"images is given as {type(images).__name__}", "a list of pictures")
     settings = model.processor.image
     return tuple(understanding_pixels(load_image(source), settings) for source in images)
 
@@ -231,7 +233,7 @@ class Conversation:
                 f"at most {self._model.config.llm.max_positions - 1} tokens, room for {self.room}",
                 "ask something shorter, or start a new conversation",
             ) from error
-        self._open = self._answer(turn, pixels, prompt, min(max_tokens, room), gate)
+        self._open = self._answer(turn, pixels, prompt, min(int(max_tokens), room), gate)
         return self._open if stream else "".join(self._open).strip()
 
     def _answer(

@@ -229,7 +229,7 @@ def encode_prompts(
       BadPrompts: some are empty or too long; says which.
       InputError: no prompt.
     """
-    if isinstance(prompts, str) or not prompts:
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
         raise InputError(f"prompts is {prompts!r}", "a list of one or more texts")
     rows, problems = [], {}
     for i, text in enumerate(prompts):
