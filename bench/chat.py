@@ -62,6 +62,7 @@ def main() -> None:
     token: dict[str, list[float]] = {side: [] for side in runs}
     for i in range(options.rounds):
         for side, answer in runs.items():
+            answer(SHORT)  # wakes what rested during the other's turn, as `interleaved` does
             short = seconds(lambda run=answer: run(SHORT))
             long = seconds(lambda run=answer: run(LONG))
             first[side].append(short)

@@ -122,6 +122,7 @@ def _step_figures(
     times: dict[str, list[float]] = {side: [] for side in runs}
     for i in range(rounds):
         for side, run in runs.items():
+            run(WARM)  # wakes what rested during the other's turn, as `interleaved` does
             times[side].append((run(STEPS) - run(WARM)) / (STEPS - WARM))
         _say(f"{name}, round {i + 1}: " + ", ".join(f"{s} {t[-1]:.3f}" for s, t in times.items()))
     return {name: {side: summary(found) for side, found in times.items()}}
@@ -298,6 +299,7 @@ def _images(
                 "peer": lambda: peer.png(peer.generate(1, total)),
             },
             1,
+            wake={"ours": lambda: ours.steps(1)(WARM), "peer": lambda: peer.steps(1)(WARM)},
         )
         image = {side: found[0] for side, found in seen.items()}
     else:

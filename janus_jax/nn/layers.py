@@ -134,7 +134,7 @@ def int8_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _blocked_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     d, f = kernel.shape
-    block = 256
+    block = 512
     while block > 16 and block * f > _WIDENED:
         block //= 2
     wide = x.astype(jnp.float32)
