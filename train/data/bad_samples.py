@@ -63,6 +63,7 @@ class BadSamples:
         self._most = math.inf if limit is None else limit * total if 0 < limit < 1 else limit
         self._keys: set[tuple[str, str, int]] = set()
         self._reasons: dict[str, int] = {}
+        self._last: BadSample | None = None
         known: list[BadSample] = []
         if path is not None and path.exists():
             known = [bad for bad in _read(path) if self._add(bad)]
@@ -82,7 +83,7 @@ class BadSamples:
         """Counts what a step has met, as that step is taken.
 
         Raises:
-          TooManyBadSamples: the limit is passed.
+          TooManyBadSamples: the limit is passed, be it by what is new or by what was known before.
         """
         new = [bad for bad in found if self._add(bad)]
         if new and self._path is not None:
@@ -91,18 +92,21 @@ class BadSamples:
                 file.write(lines)
         if new:
             self._among_all = self._of_all(new)
-        if new and self._among_all > self._most:
-            reasons = ", ".join(f"{n} x {reason}" for reason, n in self.reasons.items())
-            where = f"; all are listed in {self._path}" if self._path else ""
-            allowed = (
-                f"{self._limit:.3%} of {self._total}"
-                if self._most != self._limit
-                else (f"{self._limit}")
-            )
-            raise TooManyBadSamples(
-                f"{self._among_all} samples are broken, --max-bad-samples allows {allowed} "
-                f"({reasons}); the last: {new[-1].id}: {new[-1].reason}{where}"
-            )
+        # Not only where there is something new: the run that passed the limit has written it all
+        # down, and one that goes on from there finds nothing else.
+        if self._among_all > self._most:
+            raise self._too_many()
+
+    def _too_many(self) -> TooManyBadSamples:
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in self.reasons.items())
+        share = "" if self._most == self._limit else f"{self._limit:.3%} of {self._total}"
+        last = f"; the last: {self._last.id}: {self._last.reason}" if self._last else ""
+        where = f"; all are listed in {self._path}" if self._path else ""
+        return TooManyBadSamples(
+            f"{self._among_all} samples are broken, --max-bad-samples allows "
+            f"{share or self._limit} ({reasons}){last}{where}; "
+            "--resume goes on with a higher limit"
+        )
 
     def _of_all(self, new: list[BadSample]) -> int:
         """How many all processes have met, each by itself, with these that this one has met now."""
@@ -117,6 +121,7 @@ class BadSamples:
         if bad.key in self._keys:
             return False
         self._keys.add(bad.key)
+        self._last = bad
         self._reasons[bad.reason] = self._reasons.get(bad.reason, 0) + 1
         return True
 
