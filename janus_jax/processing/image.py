@@ -10,6 +10,7 @@ Dims: S side of the square model input in pixels.
 import contextlib
 import io
 import math
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -104,16 +105,22 @@ def load_image(
             those of resizing the whole picture. By default it is decoded whole.
 
     Returns:
-        A new RGB image.
+        A new RGB image without metadata: read again, it is the same image.
 
     Raises:
-        InputError: The file is missing, unreadable, not an image, broken, empty or too big.
+        InputError: The source is of another type, or the file is missing, unreadable, not an image,
+            broken, empty or too big.
     """
     if isinstance(source, Image.Image):
         with _quiet():
             return _to_rgb(source, "the given PIL image", max_pixels)
     if isinstance(source, bytes):
         return _read(io.BytesIO(source), "the given bytes", max_pixels, at_least)
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            f"a picture is given as {type(source).__name__}",
+            "a file, the bytes of one, or a PIL image (of an array: PIL.Image.fromarray)",
+        )
     name = f"image file {str(source)!r}"
     try:
         path = Path(source)
@@ -192,7 +199,9 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int, own: bool = False) -
             rgb = image  # spares a copy; a file of one frame is a plain picture once it is decoded
         else:
             rgb = _flatten(image)
-        return rgb if turn is None else rgb.transpose(turn)
+        upright = rgb if turn is None else rgb.transpose(turn)
+        upright.info = {}  # Pillow hands the orientation on: whoever reads the image would turn it
+        return upright
     except InputError:
         raise
     except Image.DecompressionBombError as error:

@@ -112,8 +112,26 @@ def test_exif_orientation(orientation):
     opened = Image.open(io.BytesIO(data))
     np.testing.assert_array_equal(np.asarray(load_image(opened)), expected)
     assert opened.size == (5, 3)  # the caller's image is as it was
+    assert opened.getexif()[0x0112] == orientation
     if orientation == 6:
         np.testing.assert_array_equal(expected, np.rot90(np.asarray(image), -1))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_what_was_read_once_stays_as_it_is(format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    once = load_image(encoded(picture(5, 3), format, exif=exif))
+    np.testing.assert_array_equal(np.asarray(load_image(once)), np.asarray(once))
+
+
+def test_an_orientation_in_xmp_is_applied_once():
+    image = picture(5, 3)
+    image.info["xmp"] = b'<rdf:Description tiff:Orientation="6"/>'
+    once = load_image(image)
+    np.testing.assert_array_equal(np.asarray(once), np.rot90(np.asarray(image), -1))
+    np.testing.assert_array_equal(np.asarray(load_image(once)), np.asarray(once))
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
@@ -133,6 +151,11 @@ def test_damaged_exif_is_ignored():
 
 
 # --- refusals
+
+
+@pytest.mark.parametrize("source", [None, 7, np.zeros((4, 4, 3), np.uint8), [picture(4, 4)]])
+def test_other_types_are_named(source):
+    refused(source, f"a picture is given as {type(source).__name__}", "PIL.Image.fromarray")
 
 
 def test_missing_and_unreadable_paths(tmp_path):
