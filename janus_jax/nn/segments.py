@@ -2,9 +2,10 @@
 
 Dims: B rows, T tokens, N query heads, K key heads, H head width.
 
-TPU: splash attention (a Pallas kernel, run on each device's own rows and heads). GPU: cuDNN through
-`jax.nn.dot_product_attention`, which is given the mask. CPU: blocks of queries, made again in the
-backward pass. On TPU and CPU no [T, T] array of scores exists.
+TPU: splash attention (a Pallas kernel, run on each device's own rows and heads). GPU in half
+precision: cuDNN through `jax.nn.dot_product_attention`, which is given the mask. Elsewhere: blocks
+of queries, made again in the backward pass. No [T, T] array of scores exists; cuDNN is given a mask
+of that size.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from janus_jax.nn.attention import attention
 
 Kernel = Literal["splash", "cudnn", "chunked"]
-KERNELS: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
 
 CHUNK = 512
 # Queries and keys that splash attention works on at a time; it takes whole numbers of `LANES`.
@@ -36,9 +36,16 @@ LANES = 128
 CONTEXT = "context"
 
 
-def kernel_of(platform: str) -> Kernel:
-    """The kernel for a device's `platform`; `chunked` where there is no better one."""
-    return KERNELS.get(platform, "chunked")
+def kernel_of(platform: str, dtype: Any) -> Kernel:
+    """The kernel for a device's `platform` and a compute dtype; `chunked` where none is better.
+
+    cuDNN takes half precision only.
+    """
+    if platform == "tpu":
+        return "splash"
+    if platform in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2:
+        return "cudnn"
+    return "chunked"
 
 
 def segment_attention(

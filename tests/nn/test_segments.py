@@ -12,6 +12,21 @@ from tests.nn.plain import segment_mask
 T, H = 256, 128
 
 
+@pytest.mark.parametrize(
+    ("platform", "dtype", "kernel"),
+    [
+        ("tpu", "bfloat16", "splash"),
+        ("tpu", "float32", "splash"),
+        ("gpu", "bfloat16", "cudnn"),
+        ("gpu", jnp.float16, "cudnn"),
+        ("gpu", "float32", "chunked"),  # cuDNN refuses it
+        ("cpu", "bfloat16", "chunked"),
+    ],
+)
+def test_the_kernel_takes_the_dtype(platform, dtype, kernel):
+    assert segments.kernel_of(platform, dtype) == kernel
+
+
 @pytest.mark.parametrize("kernel", ["chunked", "splash"])
 def test_outputs_and_gradients_are_those_of_plain_attention(kernel, monkeypatch):
     monkeypatch.setattr(segments, "CHUNK", 60)  # the last block is shorter
