@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 from janus_jax.errors import InputError
@@ -13,14 +14,14 @@ MAX_SEED = 2**32 - 1
 
 def _whole(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
     def fits(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
 
     return fits, f"a whole number from {low} to {high}"
 
 
 def _number(low: float, high: float, note: str = "") -> tuple[Callable[[Any], bool], str]:
     def fits(value: Any) -> bool:
-        return isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
+        return isinstance(value, Real) and math.isfinite(value) and low <= value <= high
 
     return fits, f"a number from {low:g}{note} to {high:g}"
 
@@ -33,7 +34,7 @@ _RULES = {
     "temperature": _number(0, 100, " (greedy)"),
     "top_k": _whole(1, 2**31 - 1),
     "top_p": (
-        lambda value: isinstance(value, int | float) and 0 < value <= 1,
+        lambda value: isinstance(value, Real) and 0 < value <= 1,
         "a number above 0, at most 1",
     ),
     "seed": _whole(0, MAX_SEED),
@@ -43,7 +44,7 @@ _OPTIONAL = ("top_k", "top_p", "at_once")
 
 
 def check_settings(*, flags: bool = False, **values: Any) -> None:
-    """Refuses settings outside their range.
+    """Refuses settings outside their range. NumPy's numbers are taken like Python's.
 
     Args:
       flags: name them as flags of the command line (`--top-k`) instead of arguments (`top_k`).

@@ -149,12 +149,12 @@ def test_few_prompt_lengths():
 @pytest.mark.parametrize(
     ("name", "bad", "good"),
     [
-        ("n", [0, -1, 1.0, True, "1", None, 10_001], [1, 16]),
-        ("cfg", [-0.1, float("nan"), float("inf"), 101, None], [0, 1, 5.0]),
+        ("n", [0, -1, 1.0, True, "1", None, 10_001, np.float32(1)], [1, 16, np.int8(16)]),
+        ("cfg", [-0.1, np.float32("nan"), float("inf"), 101, None], [0, 1, 5.0, np.float32(5)]),
         ("temperature", [-1.0, float("nan"), "hot"], [0, 0.7]),
         ("top_k", [0, -3, 1.5], [None, 1, 10**6]),
-        ("top_p", [0, 1.1, -0.5, float("nan")], [None, 0.01, 1]),
-        ("seed", [-1, 2**32, 0.5], [0, 2**32 - 1]),
+        ("top_p", [0, 1.1, -0.5, float("nan")], [None, 0.01, 1, np.float64(0.5)]),
+        ("seed", [-1, 2**32, 0.5], [0, 2**32 - 1, np.uint8(3)]),
         ("max_tokens", [0, -1], [1, 512]),
     ],
 )
