@@ -1,19 +1,29 @@
-"""The pages for users: flags and messages that they quote are in the code, links lead somewhere."""
+"""The pages for users: commands, flags and messages are those of the code, links lead somewhere."""
 
 import dataclasses
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from train.cli import Flags
+from janus_jax.cli import assemble, chat, convert, doctor, generate
+from janus_jax.cli.parsing import parse
+from janus_jax.config import get_config
+from janus_jax.errors import InputError
+from train.arguments import parse_preset
+from train.cli import RECIPES, Flags
 from train.config import TrainConfig
 from train.data.records import cli as data_cli
 from train.init import PROCESSOR, TOKENIZER
 from train.plan import cli as plan_cli
+from train.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "docs/training.md", ROOT / "docs/troubleshooting.md", ROOT / "launch/README.md"]
+ALL_PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *PAGES} - {ROOT / "docs/LOG.md"})
 OTHERS = {"--debug", "--help", "--compile", "--worker"}  # of janus-jax, plan and gcloud
 
 
@@ -43,10 +53,75 @@ def test_flags_exist(page):
     assert found <= KNOWN
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([\w-]+))?\)", page.read_text()):
+        found = page.parent / target if target else page
+        assert found.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in slugs, (target, heading)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The arguments of every `janus-jax` in the examples for a shell."""
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            starts = [i for i, word in enumerate(words) if word.split("/")[-1] == "janus-jax"]
+            for start in starts:
+                rest = words[start + 1 :]
+                ends = [i for i, word in enumerate(rest) if word in ("&&", "|", "&")]
+                yield rest[: ends[0]] if ends else rest
+
+
+def read(argv: list[str]) -> None:
+    """Parses a command line as `janus-jax` does, without running it."""
+    kinds: dict[str, Any] = {
+        "generate": generate.Generate,
+        "chat": chat.Chat,
+        "convert": convert.Convert,
+        "assemble": assemble.Assemble,
+        "doctor": doctor.Doctor,
+        "data pack": data_cli.Pack,
+        "data encode": data_cli.Encode,
+        "data inspect": data_cli.Inspect,
+        "data ids": data_cli.Ids,
+    }
+    kinds |= {f"train {recipe}": Flags for recipe in RECIPES}
+    argv = [word for word in argv if word != "--help"]
+    for words in (1, 2):
+        if kind := kinds.get(" ".join(argv[:words])):
+            parse(kind, argv[words:], prog="janus-jax")
+            return
+    command, *rest = argv
+    if rest:
+        flags = {"train": Flags(), "plan": plan_cli.Flags()}[command]
+        _, config = parse_preset(flags, rest, PRESETS, command=command)
+        assert not config.model or get_config(config.model)
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name)
+def test_commands_can_be_read(page):
+    for argv in commands(page):
+        read(argv)
+
+
+def test_commands_that_cannot_be_read_would_be_found():
+    assert sum(1 for page in ALL_PAGES for _ in commands(page)) > 40
+    for line in (
+        "train emoji-vq --no-such-flag",
+        "train no-such-preset",
+        "train emoji-stage1 --model NAME",
+        "generate --no-such-flag",
+    ):
+        with pytest.raises(InputError):
+            read(line.split())
 
 
 def test_messages_are_those_of_the_code():

@@ -23,6 +23,10 @@ from janus_jax.errors import InputError
 from janus_jax.functional import flat_params
 from janus_jax.processing import CONTROL_TOKENS, JANUS_PRO
 from tests.processing import fakes
+from train.arguments import parse_preset
+from train.cli import Flags
+from train.init import find_origin
+from train.presets import PRESETS
 
 LLM: dict[str, Any] = dict(
     vocab_size=300,
@@ -105,6 +109,17 @@ def test_the_directory_is_a_whole_model(assembled, model):
     assert "cannot" in model.card_text or "can neither" in model.card_text
     assert "<|User|>" in model.card_text and "seed 3" in model.source
     assert str(assembled.destination.parent) not in model.card_text + model.source
+
+
+def test_stage_1_takes_the_architecture_from_it(assembled):
+    where = [f"{part}={assembled.destination.name}" for part in ("llm", "vision", "vq")]
+    argv = ["janus-pro-1b-stage1", "--model", "", "--init", *where]
+    _, config = parse_preset(Flags(), argv, PRESETS, command="train")
+    run_dir = assembled.destination.parent / "stage1"
+    run_dir.mkdir()
+    origin = find_origin(config, run_dir)
+    assert origin.model == assembled.config and origin.model.name == "custom"
+    assert (origin.tokenizer.bos, origin.tokenizer.user) == (258, 264)
 
 
 def test_new_rows(model):
