@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def commands(page: Path) -> Iterator[list[str]]:
                 yield rest[: ends[0]] if ends else rest
 
 
-def read(argv: list[str]) -> None:
+def read(argv: Sequence[str]) -> None:
     """Parses a command line as `janus-jax` does, without running it."""
     kinds: dict[str, Any] = {
         "generate": generate.Generate,
