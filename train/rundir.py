@@ -9,7 +9,7 @@ import os
 import shutil
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,23 @@ from janus_jax.hosts import team
 from train.config import TrainConfig
 
 LOCK = ".lock"
+# In config.json, beside the settings that a run was started with.
+RESOLVED, DIGESTS = "resolved", "data_digests"
 # Settings that may change when a run is gone on with: how it is watched, stopped and saved, who
-# prepares its data, and on which devices and in which pieces a step is made. What is learned is the
-# same, but for rounding.
+# prepares its data, how much of that may be broken, and on which devices and in which pieces a step
+# is made. What is learned is the same, but for rounding.
 FREE = (
     *("watch.", "profile.", "guard.", "log_every", "preview_every", "checkpoint_every"),
-    *("data_workers", "data_processes", "mesh", "accumulate", "remat", "loss_chunk"),
+    *("data_workers", "data_processes", "max_bad_samples"),
+    *("mesh", "accumulate", "remat", "loss_chunk"),
+)
+# What a run writes beside its config, as patterns: all that `overwrite` deletes.
+WRITTEN = (
+    *("tokenizer.json", "preprocessor.json", "checkpoints", "previews", "goodput.json"),
+    *("metrics.jsonl", "bad_steps.jsonl", "bad_samples*.jsonl", "stacks*.txt", "profile"),
+    *("tensorboard", "wandb", "wandb.id", "params", "params.orbax-checkpoint-tmp*"),
+    *("model", ".model.*.writing", "done"),
+    *("data/train", "data/heldout", "data/packed", "data/encoded", "data/broken.jsonl"),
 )
 
 
@@ -66,26 +77,24 @@ def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool
       config: the resolved preset.
       run_dir: an existing directory, held by `locked`.
       resume: go on with the run that is there, if it has the same config.
-      overwrite: delete the run that is there.
+      overwrite: delete what the run that is there has written.
 
     A run that goes on with other settings of those in `FREE` has them written down.
 
     Raises:
       InputError: a run is there and neither flag is given, or one of another config (lists the
-        differences), or `overwrite` would delete something that is no run.
+        differences), or the directory holds something that is no run.
     """
     record = run_dir / "config.json"
-    content = json.loads(json.dumps(dataclasses.asdict(config)))
-    others = [path for path in run_dir.iterdir() if path.name != LOCK]
-    if overwrite and others:
-        if not record.exists():
-            raise InputError(
-                f"--run-dir {run_dir} holds files but no run, so it is not overwritten",
-                fix="choose another directory or delete it yourself",
-            )
-        # The record goes last, so that a deletion cut short can be repeated.
-        for path in sorted(others, key=lambda path: path == record):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    content = _plain(config)
+    # Hidden files are the lock's, and what file systems and desktops leave.
+    if not _is_run(record) and any(path.name[0] != "." for path in run_dir.iterdir()):
+        raise InputError(
+            f"--run-dir {run_dir} holds files but no run",
+            "an empty directory, or that of a run",
+        )
+    if overwrite:
+        _delete_run(run_dir)
     if not record.exists():
         write_json(record, content)
         return
@@ -94,7 +103,9 @@ def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool
             f"--run-dir {run_dir} already holds a run",
             fix="add --resume to go on with it, or --overwrite to start again",
         )
-    found, wanted = _dotted(read_json(record)), _dotted(content)
+    there = read_json(record)
+    settled = {key: there.pop(key) for key in (RESOLVED, DIGESTS) if key in there}
+    found, wanted = _dotted(there), _dotted(content)
     different = [
         f"{key}: {found.get(key, 'nothing')!r} there, {wanted.get(key, 'nothing')!r} here"
         for key in sorted(found.keys() | wanted.keys())
@@ -106,11 +117,30 @@ def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool
             fix="use the same values, or another --run-dir",
         )
     if found != wanted:
-        write_json(record, content)
+        write_json(record, content | settled)
+
+
+def _is_run(record: Path) -> bool:
+    """Whether a file is the config of a run; model directories have one of the same name."""
+    needed = {
+        field.name
+        for field in dataclasses.fields(TrainConfig)
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
+    return record.is_file() and needed <= read_json(record).keys()
+
+
+def _delete_run(run_dir: Path) -> None:
+    """Deletes what a run has written; the config goes last, so that it can be done again."""
+    for path in [path for pattern in WRITTEN for path in run_dir.glob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    with suppress(OSError):
+        (run_dir / "data").rmdir()  # unless it holds something else
+    (run_dir / "config.json").unlink(missing_ok=True)
 
 
 def read_config(run_dir: Path) -> TrainConfig:
-    """The config of the run in a directory.
+    """The config that the run in a directory was started with.
 
     Raises:
       InputError: there is no run, or one of a release with other settings.
@@ -118,7 +148,49 @@ def read_config(run_dir: Path) -> TrainConfig:
     record = run_dir / "config.json"
     if not record.is_file():
         raise InputError(f"{run_dir} holds no run", "the directory of a run")
-    return _built(TrainConfig, read_json(record), record)
+    content = read_json(record)
+    given = {key: value for key, value in content.items() if key not in (RESOLVED, DIGESTS)}
+    return _built(TrainConfig, given, record)
+
+
+def read_resolved(run_dir: Path) -> TrainConfig | None:
+    """The same with what was left open decided; None where `settle` has written nothing down.
+
+    Raises:
+      InputError: as for `read_config`.
+    """
+    record = run_dir / "config.json"
+    resolved = read_json(record).get(RESOLVED)
+    if resolved is None:
+        return None
+    return _built(TrainConfig, _plain(read_config(run_dir)) | resolved, record)
+
+
+def settle(run_dir: Path, config: TrainConfig, digests: list[str]) -> None:
+    """Writes down what a run has found out before its first step, or checks it when it goes on.
+
+    Args:
+      run_dir: the directory, whose config is the one that the run was started with.
+      config: the same with what was left open decided.
+      digests: of each data set in `config.data` and `config.heldout`, what it holds.
+
+    Raises:
+      InputError: a data set holds something else than when the run began.
+    """
+    record = run_dir / "config.json"
+    content = read_json(record)
+    before = content.get(DIGESTS, digests)
+    if before != digests:
+        pairs = zip((*config.data, *config.heldout), before, digests, strict=False)
+        changed = " ".join(name for name, then, now in pairs if then != now)
+        raise InputError(
+            f"--data {changed} does not hold what it held when the run in {run_dir} began",
+            fix="put the data back, or begin again with --overwrite or in another --run-dir",
+        )
+    decided = {key: value for key, value in _plain(config).items() if value != content.get(key)}
+    settled = {key: value for key, value in ((RESOLVED, decided), (DIGESTS, digests)) if value}
+    if settled != {key: content[key] for key in (RESOLVED, DIGESTS) if key in content}:
+        write_json(record, content | settled)
 
 
 @contextmanager
@@ -145,9 +217,8 @@ def check_shared(config: TrainConfig, run_dir: Path) -> None:
     Raises:
       InputError: it is on this host's own disk, or the hosts were given different settings.
     """
-    content = json.loads(json.dumps(dataclasses.asdict(config)))
-    path = run_dir / "config.json"
-    if team() is not None and not (path.exists() and read_json(path) == content):
+    same = (run_dir / "config.json").exists() and read_config(run_dir) == config
+    if team() is not None and not same:
         raise InputError(
             f"--run-dir {run_dir} is not what process 0 has made of it",
             "a directory that all hosts share, and the same flags on each of them",
@@ -189,6 +260,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
             f"{path} cannot be written ({error.strerror})",
             fix="make room or mend the disk; a run goes on with --resume",
         ) from error
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """A config as JSON gives it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _built(cls: type, content: dict[str, Any], record: Path) -> Any:

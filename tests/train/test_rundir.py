@@ -27,29 +27,53 @@ def test_a_new_run_records_its_config(tmp_path):
 
 def test_how_a_run_is_watched_may_change_when_it_goes_on(tmp_path):
     prepare(tmp_path)
-    watched = dataclasses.replace(CONFIG, profile=ProfileConfig("10:15"))
+    watched = dataclasses.replace(CONFIG, profile=ProfileConfig("10:15"), max_bad_samples=7)
     with rundir.locked(tmp_path):
         rundir.prepare(watched, tmp_path, resume=True, overwrite=False)
-    assert rundir.read_json(tmp_path / "config.json")["profile"] == {"steps": "10:15"}
+    record = rundir.read_json(tmp_path / "config.json")
+    assert record["profile"] == {"steps": "10:15"} and record["max_bad_samples"] == 7
     with rundir.locked(tmp_path), pytest.raises(InputError, match="seed: 0 there, 1 here"):
         other = dataclasses.replace(watched, seed=1)
         rundir.prepare(other, tmp_path, resume=True, overwrite=False)
 
 
-def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
+def test_overwriting_deletes_what_the_run_has_written_and_nothing_else(tmp_path):
     run_dir = tmp_path / "run"
     prepare(run_dir)
-    (run_dir / "checkpoints" / "4").mkdir(parents=True)
-    (run_dir / "done").write_text("{}")
+    for folder in ("checkpoints/4", "data/train", "wandb", ".model.abc.writing"):
+        (run_dir / folder).mkdir(parents=True)
+    for name in ("done", "bad_samples-1.jsonl", "data/mine.jsonl", "notes.txt"):
+        (run_dir / name).write_text("{}")
     prepare(run_dir, overwrite=True)
-    assert sorted(p.name for p in run_dir.iterdir()) == [".lock", "config.json"]
+    left = sorted(str(p.relative_to(run_dir)) for p in run_dir.rglob("*"))
+    assert left == [".lock", "config.json", "data", "data/mine.jsonl", "notes.txt"]
+    (run_dir / "data" / "mine.jsonl").unlink()
+    prepare(run_dir, overwrite=True)
+    assert not (run_dir / "data").exists()
 
 
-def test_a_directory_that_is_no_run_is_never_deleted(tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="holds files but no run"):
-        prepare(tmp_path, overwrite=True)
-    assert (tmp_path / "thesis.txt").exists()
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mine.jsonl", "years of work"),
+        # Those of a model directory of ours, and of one of transformers.
+        ("config.json", '{"name": "janus-pro-1b", "llm": {"depth": 24}}'),
+        ("config.json", '{"model_type": "janus", "architectures": ["Janus"]}'),
+    ],
+)
+def test_a_directory_that_is_no_run_is_left_alone(tmp_path, flags, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match="holds files but no run; allowed: an empty directory"):
+        prepare(tmp_path, **flags)
+    assert (tmp_path / name).read_text() == content
+
+
+def test_what_file_systems_leave_in_a_directory_is_no_obstacle(tmp_path):
+    for name in (".DS_Store", ".nfs000123", ".config.json.partial"):
+        (tmp_path / name).write_text("")
+    prepare(tmp_path)
+    assert rundir.read_config(tmp_path) == CONFIG
 
 
 def test_two_processes_do_not_train_in_one_directory(tmp_path):
