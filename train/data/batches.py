@@ -97,7 +97,7 @@ class PackedBatches:
         A row is made of places in the list of samples.
         """
         entries = self.source.plan(step)
-        rows = fit([entry.tokens for entry in entries], self._shape.length)
+        rows = fit([entry.tokens for entry in entries], self._shape.length, enough=self._rows)
         return entries, deal(rows, entries, self.groups * self.accumulate)
 
     @functools.cached_property

@@ -13,7 +13,7 @@ samples were, so that the train step compiles once; `train.objectives.janus` con
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,7 +106,7 @@ class PackedShape:
     text_targets: int
 
 
-def fit(lengths: Sequence[int], length: int) -> list[list[int]]:
+def fit(lengths: Sequence[int], length: int, enough: int = 0) -> list[list[int]]:
     """Assigns samples to as few rows as it can.
 
     Row by row: the longest sample that is left opens a row, and of all ways to fill the rest of the
@@ -117,8 +117,9 @@ def fit(lengths: Sequence[int], length: int) -> list[list[int]]:
     other orders are tried, always the same ones, and the first of the best is taken.
 
     Args:
-      lengths: of the samples; the result depends on nothing else.
+      lengths: of the samples.
       length: T, slots of a row.
+      enough: rows that are there in any case: to fill fewer of them is not tried.
 
     Returns:
       For each row the indices of its samples; every sample is in exactly one row.
@@ -130,10 +131,10 @@ def fit(lengths: Sequence[int], length: int) -> list[list[int]]:
         if not 1 <= n <= length:
             raise InputError(f"sample {i} has {n} tokens", f"1 to {length}, the length of a row")
     sizes = [int(n) for n in lengths]
-    fewest = -(-sum(sizes) // length)
+    fewest = max(-(-sum(sizes) // length), enough)
     best = _rows(range(len(sizes)), sizes, length)
     for seed in range(_OTHER_ORDERS):
-        if len(best) == fewest:
+        if len(best) <= fewest:
             break
         order = np.random.default_rng(seed).permutation(len(sizes)).tolist()
         best = min(best, _rows(order, sizes, length), key=len)
@@ -141,32 +142,35 @@ def fit(lengths: Sequence[int], length: int) -> list[list[int]]:
 
 
 def _rows(order: Sequence[int], lengths: Sequence[int], length: int) -> list[list[int]]:
-    left, rows = list(order), []
-    while left:
-        row = _fill(left, lengths, length)
+    left = dict.fromkeys(order)  # an ordered set that lets go of anything at once
+    rows = []
+    for first in sorted(order, key=lambda i: -lengths[i]):
+        if first not in left:
+            continue
+        del left[first]
+        row = [first, *_filling(left, lengths, length - lengths[first])]
         rows.append(row)
-        taken = set(row)
-        left = [i for i in left if i not in taken]
+        for i in row[1:]:
+            del left[i]
     return rows
 
 
-def _fill(left: Sequence[int], lengths: Sequence[int], length: int) -> list[int]:
-    first = max(left, key=lambda i: lengths[i])
-    rest = [i for i in left if i != first]
-    room = length - lengths[first]
+def _filling(left: Iterable[int], lengths: Sequence[int], room: int) -> list[int]:
+    """Those that together leave the least of some room; the first in order that fill it whole."""
     within = (1 << (room + 1)) - 1
-    # Bit s of reachable[k]: some of the first k samples of `rest` have s tokens together.
-    reachable = [1]
-    for i in rest:
+    # Bit s of reachable[k]: some of the first k samples have s tokens together.
+    tried, reachable = [], [1]
+    for i in left:
+        tried.append(i)
         reachable.append((reachable[-1] | reachable[-1] << lengths[i]) & within)
         if reachable[-1] >> room:
             break
-    total, row = reachable[-1].bit_length() - 1, [first]
-    for k in range(len(reachable) - 2, -1, -1):
+    total, chosen = reachable[-1].bit_length() - 1, []
+    for k in range(len(tried) - 1, -1, -1):
         if not reachable[k] >> total & 1:
-            row.append(rest[k])
-            total -= lengths[rest[k]]
-    return row
+            chosen.append(tried[k])
+            total -= lengths[tried[k]]
+    return chosen
 
 
 def efficiency(lengths: Sequence[int], rows: int, length: int) -> float:

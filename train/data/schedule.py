@@ -114,26 +114,32 @@ class Schedule:
         """The rows of a step: indices into `step(step)`, as `pack` will lay them."""
         return fit(self.lengths(step), self._length)
 
-    def rows_needed(self, steps: Iterable[int]) -> int:
-        """The largest number of rows among some steps."""
-        return max(len(self.rows(step)) for step in steps)
+    def rows_needed(self, steps: Iterable[int], enough: int = 0) -> int:
+        """The largest number of rows among some steps; see `fit` for `enough`."""
+        return max(len(fit(self.lengths(step), self._length, enough)) for step in steps)
 
-    def text_targets(self) -> int:
-        """Answer tokens that no step exceeds: the most that the strata can give together."""
-        return sum(
-            int(targets[stratum].max())
-            for kind, order in self._orders.items()
-            if (targets := self._tables[kind].text_targets) is not None
-            for stratum in order.strata
-        )
+    def longest(self) -> list[int]:
+        """Slots of samples that no step exceeds, kind by kind, whichever samples it takes.
+
+        A step takes at most one sample of each stratum, so one by one its samples are no longer
+        than the longest of as many strata. They come in the order in which they are to be packed.
+        """
+        most: list[int] = []
+        for kind, order in self._orders.items():
+            tokens = self._tables[kind].tokens
+            ends = sorted((int(tokens[s[-1]]) for s in order.strata), reverse=True)
+            most += ends[: order.samples]
+        shuffle = np.random.default_rng(self._seed).permutation(len(most))
+        return [most[i] for i in shuffle.tolist()]
 
 
 class _Order:
     """The strata of one kind, source after source, and the order in each.
 
     Attributes:
-      strata: for each the numbers of its samples, int32.
-      sizes: their lengths, uint64.
+      samples: of a step.
+      strata: for each the numbers of its samples, int32, the longest one last.
+      sizes: how many those are, uint64.
     """
 
     def __init__(self, kind: Kind, table: LengthTable, samples: int, length: int, seed: int):
@@ -143,6 +149,7 @@ class _Order:
                 f"{kind} sample {wrong[0]} has {table.tokens[wrong[0]]} tokens",
                 f"1 to {length}, the length of a row",
             )
+        self.samples = samples
         sources = table.sources or ((len(table.tokens), Fraction(1)),)
         self._shares = Shares([weight for _, weight in sources], samples)
         self._key = _mix(np.array([seed], np.uint64) + np.uint64(KINDS.index(kind)))
@@ -156,7 +163,9 @@ class _Order:
                 raise InputError(
                     f"{len(usable)} {kind} samples", f"at least {most}, which one step takes"
                 )
-            by_length = usable[np.argsort(tokens[usable], kind="stable")] + start
+            # As 16 bits, which rows up to 65,535 slots need, NumPy sorts ten times as fast.
+            narrow = tokens[usable].astype(np.min_scalar_type(length))
+            by_length = usable[np.argsort(narrow, kind="stable")] + start
             self._first.append(len(self.strata))
             self.strata += np.array_split(by_length.astype(np.int32), most)
             start += size

@@ -37,6 +37,6 @@ def test_a_share_is_of_all_samples():
     bad = BadSamples(0.02, 100)
     bad.settle([broken(0), broken(1), broken(1)])
     assert bad.count == 2 and bad.reasons == {"record cannot be read": 2}
-    with pytest.raises(TooManyBadSamples, match="allows 2.000% of 100"):
+    with pytest.raises(TooManyBadSamples, match=r"allows 2\.000% of 100"):
         bad.settle([broken(2)])
     assert BadSamples(None, 100).settle(map(broken, range(100))) is None

@@ -77,6 +77,13 @@ def test_fit_finds_the_fillings_that_the_nearest_fit_misses():
     assert fit([], 4) == []
 
 
+def test_no_fewer_rows_are_looked_for_than_there_are():
+    # As they come, the rows are 5 + 3 + 2, 5 + 4, 4 + 4 and 3; another order fills three.
+    lengths = [3, 3, 4, 2, 4, 4, 5, 5]
+    assert len(fit(lengths, 10)) == len(fit(lengths, 10, enough=3)) == 3
+    assert len(fit(lengths, 10, enough=4)) == 4
+
+
 lengths_ = st.lists(st.integers(1, 40), max_size=30)
 
 

@@ -1,6 +1,7 @@
 """Steps of a schedule: the exact ratio, every sample in turn, and full rows."""
 
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -82,13 +83,18 @@ def test_rows_are_those_of_the_step_s_lengths():
     assert schedule.rows_needed(range(5)) == max(len(schedule.rows(s)) for s in range(5))
 
 
-def test_no_step_exceeds_the_text_targets():
-    lengths = table(50)
-    assert lengths.text_targets is not None
-    schedule = Schedule({"text": lengths}, {"text": 6}, length=64, seed=0)
-    used = [sum(lengths.text_targets[i] for _, i in schedule.step(s)) for s in range(50)]
-    # Targets go with the lengths here, so the bound is near.
-    assert 0.8 * schedule.text_targets() < max(used) <= schedule.text_targets()
+def test_no_sample_of_a_step_exceeds_the_longest_one_by_one():
+    lengths = table(50).tokens
+    # The two sources take turns at the odd sample: 3 of one and 4 of the other.
+    for sources in ((), ((20, Fraction(1)), (30, Fraction(1)))):
+        kinds = {"text": LengthTable(lengths, lengths // 2, sources), "generation": table(40, 1)}
+        schedule = Schedule(kinds, {"text": 7, "generation": 5}, length=64, seed=0)
+        longest = sorted(schedule.longest())
+        assert len(longest) == 12 and longest[-1] == max(max(t.tokens) for t in kinds.values())
+        steps = np.array([sorted(schedule.lengths(step)) for step in range(200)])
+        assert (steps <= longest).all()
+        # No more than is needed: the strata are walked whole, so most of them are met.
+        assert (steps.max(0) == longest).mean() > 0.5
 
 
 def test_too_few_or_too_long_samples_are_refused():
