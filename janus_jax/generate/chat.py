@@ -10,6 +10,7 @@ fresh run, also where the text of an answer is cut into other tokens than the mo
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,8 @@ class Conversation:
         self._turns: tuple[Turn, ...] = ()
         self._pixels: tuple[np.ndarray, ...] = ()
         self._kept: _Cached | None = None
-        self._open: Generator[str] | None = None
+        # Weak: a stream holds its conversation, and ends as soon as its reader drops it.
+        self._open: weakref.ref[Generator[str]] | None = None
         self.ending: Ending | None = None
 
     @property
@@ -233,8 +235,9 @@ class Conversation:
                 f"at most {self._model.config.llm.max_positions - 1} tokens, room for {self.room}",
                 "ask something shorter, or start a new conversation",
             ) from error
-        self._open = self._answer(turn, pixels, prompt, min(int(max_tokens), room), gate)
-        return self._open if stream else "".join(self._open).strip()
+        pieces = self._answer(turn, pixels, prompt, min(int(max_tokens), room), gate)
+        self._open = weakref.ref(pieces)
+        return pieces if stream else "".join(pieces).strip()
 
     def _answer(
         self, turn: Turn, pixels: tuple[np.ndarray, ...], prompt: Prompt, most: int, gate: StopText
@@ -344,6 +347,6 @@ class Conversation:
         )
 
     def _close(self) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        if self._open is not None and (pieces := self._open()) is not None:
+            pieces.close()
+        self._open = None

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,6 +152,20 @@ def test_a_stream_left_early_is_kept_as_far_as_it_was_given(model):
     assert len(chat.history) == 6 and list(unused) == []
 
 
+def test_a_stream_left_by_break_ends_at_once_and_frees_its_conversation(model):
+    chat = model.start_chat(**HOT)
+    freed = weakref.ref(chat)
+    gc.disable()
+    try:
+        for _ in chat.ask("hello", max_tokens=16, stream=True):
+            break
+        assert (chat.ending, len(chat.history)) == ("interrupted", 2)
+        del chat
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
 def test_another_picture_after_a_reset_is_another_answer(model, pictures):
     chat = model.start_chat()
     chat.ask("What?", pictures[:1], max_tokens=12)
@@ -159,15 +176,18 @@ def test_another_picture_after_a_reset_is_another_answer(model, pictures):
     assert got != model.chat("What?", pictures[:1], max_tokens=12)
 
 
-def test_the_end_of_the_context_is_an_error_that_changes_nothing(model):
+def test_the_end_of_the_context_is_an_error_that_changes_nothing(model, monkeypatch):
     chat = model.start_chat("")
     chat.ask("word " * 95, max_tokens=4)
     history, room = chat.history, chat.room
     with pytest.raises(InputError, match=rf"too long: \d+ tokens.* room for {room}; fix: ask"):
         chat.ask("word " * 95)
     assert chat.history == history
+    monkeypatch.setattr(model.tokenizer, "eos", -1)  # the model never ends its answer
     chat.ask("ok", max_tokens=10**6)
-    assert chat.room >= 0
+    assert chat.ending == "length" and chat._kept is not None
+    # All but the last token of the answer is in the cache.
+    assert len(chat._kept.ids) == model.config.llm.max_positions - 1
 
 
 @pytest.mark.parametrize("question", ["", "  ", None])
