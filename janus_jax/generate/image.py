@@ -221,13 +221,13 @@ def decode_codes(graphdef: Any, params: Any, codes: np.ndarray, chunk: int = 1) 
 
 
 def encode_prompts(
-    config: JanusConfig, tokenizer: Tokenizer, roles: Roles, prompts: Sequence[str]
+    config: JanusConfig, tokenizer: Tokenizer, roles: Roles, prompts: Any
 ) -> list[np.ndarray]:
     """Generation prompts as ids, int32 [T] each.
 
     Raises:
-      BadPrompts: some are empty or too long; says which.
-      InputError: no prompt.
+      BadPrompts: some are no texts, empty or too long; says which.
+      InputError: `prompts` is no list of one or more.
     """
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
         raise InputError(f"prompts is {prompts!r}", "a list of one or more texts")
@@ -244,12 +244,12 @@ def encode_prompts(
 
 
 def encode_prompt(
-    config: JanusConfig, tokenizer: Tokenizer, roles: Roles, text: str, *, name: str
+    config: JanusConfig, tokenizer: Tokenizer, roles: Roles, text: Any, *, name: str
 ) -> np.ndarray:
     """One generation prompt as ids, int32 [T].
 
     Raises:
-      InputError: empty or too long; `name` is what the message calls it.
+      InputError: no text, empty or too long; `name` is what the message calls it.
     """
     room = config.llm.max_positions - config.num_image_tokens + 1
     try:
@@ -271,7 +271,7 @@ def generate_codes(
     config: JanusConfig,
     tokenizer: Tokenizer,
     roles: Roles,
-    prompts: Sequence[str],
+    prompts: Any,
     *,
     numbers: Sequence[int],
     cfg: float,
@@ -293,7 +293,7 @@ def generate_codes(
       config: its architecture.
       tokenizer: vocabulary.
       roles: names of the speakers.
-      prompts: what to draw.
+      prompts: what to draw, a list of texts.
       numbers: which pictures of each prompt: 0 and 1 for the first two.
       cfg: guidance weight; 1 is no guidance, and costs the same: one row a picture would take other
         kernels on a CPU, with other last bits, than the same row beside others.
@@ -308,8 +308,8 @@ def generate_codes(
       int32 [len(prompts), len(numbers), P].
 
     Raises:
-      BadPrompts: some prompts are empty or too long; nothing was drawn.
-      InputError: no prompt, or too little memory.
+      BadPrompts: some prompts are no texts, empty or too long; nothing was drawn.
+      InputError: no list of prompts, or too little memory.
     """
     rows = encode_prompts(config, tokenizer, roles, prompts)
     size = config.num_image_tokens
