@@ -130,8 +130,11 @@ def chat_prompt(
 
     Raises:
         InputError: There is no turn, no turn has text or an image, the turns do not alternate, an
-            assistant turn has images, or a text is not valid Unicode.
+            assistant turn has images, or a text or the system prompt is none or not valid Unicode.
     """
+    for name, text in [("system prompt", system), *(("text of a turn", t.text) for t in turns)]:
+        if not isinstance(text, str):
+            raise InputError(f"the {name} is given as {type(text).__name__}", "a text")
     contents = [turn.text.strip() for turn in turns]
     if not any(text or turn.num_images for text, turn in zip(contents, turns, strict=True)):
         raise InputError("the prompt is empty", "a text, an image or both")
@@ -188,8 +191,10 @@ def generation_prompt(tokenizer: Tokenizer, text: str, *, roles: Roles) -> np.nd
         int32 [T].
 
     Raises:
-        InputError: The text is empty or not valid Unicode.
+        InputError: The text is none, empty or not valid Unicode.
     """
+    if not isinstance(text, str):
+        raise InputError(f"the prompt is given as {type(text).__name__}", "a text")
     if not text.strip():
         raise InputError("the prompt is empty", "a description of the picture to draw")
     prompt = chat_prompt(
