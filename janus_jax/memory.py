@@ -1,12 +1,14 @@
-"""How much memory a model and its pictures need, before any of it is taken.
+"""How much memory a model, its pictures and its answers need, before any of it is taken.
 
 The sums are those of the compiled programs (`tests/test_memory.py` compares them with what XLA
 reports): weights; keys and values of every row; beside them, while several prompts are read, half
 of theirs once more, and at any time room for one layer's once more, of which reading prompts takes
 up to all and drawing a token little but its logits; and after them, while a picture is decoded,
-three feature maps of the decoder at full resolution.
+three feature maps of the decoder at full resolution. Answers take keys and values too, and while
+prompts and their pictures are read, the widest layer's arrays of all of them.
 
-Dims: R rows (two a picture), S cache slots, L layers, K key heads, H head width.
+Dims: R rows (two a picture that is drawn), T prompt tokens, S cache slots, L layers, K key heads,
+H head width, P tokens of a picture that is read.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ import numpy as np
 
 from janus_jax.config import JanusConfig
 from janus_jax.errors import InputError
+from janus_jax.host_memory import host_memory
 from janus_jax.nn.cache import whole_slots
 
 _DECODER_MAPS = 3
@@ -37,7 +39,8 @@ class Need:
     Attributes:
       weights: parameters.
       cache: keys and values of all rows.
-      prefill: what several prompts take beside them before they are copied to their pictures.
+      prefill: what prompts take beside them: to draw, before several are copied to their pictures;
+        to answer, with their own pictures, in the widest layer.
       step: room beside them for reading prompts and drawing a token.
       decode: what decoding a picture takes, once the caches are gone.
     """
@@ -97,20 +100,74 @@ def drawing(
       prompts: how many different ones.
       mesh: size of each axis that the model is spread over.
     """
-    llm, sizes = config.llm, mesh or {}
+    llm = config.llm
     slots = whole_slots(prompt_length + config.num_image_tokens - 1)
-    # As `constrain` has it: an axis that does not divide is not split.
-    rows_over = sizes.get("data", 1) * sizes.get("fsdp", 1)
-    heads_over = sizes.get("tensor", 1)
-    rows, heads = 2 * pictures, llm.num_kv_heads
-    rows = rows // rows_over if rows % rows_over == 0 else rows
-    heads = heads // heads_over if heads % heads_over == 0 else heads
+    rows, heads = _shares(2 * pictures, llm.num_kv_heads, mesh)
     row_layer = 2 * slots * heads * llm.head_dim * itemsize
     # One prompt is copied as it is made; of several, half is there twice.
     prefill = llm.depth * 2 * prompts * row_layer // 2 if prompts > 1 else 0
     logits = 4 * 2 * pictures * config.vq.codebook_size * 4
     decode = _DECODER_MAPS * config.image_size**2 * config.vq.base_channels * 4
     return Need(weights, llm.depth * rows * row_layer, prefill, rows * row_layer + logits, decode)
+
+
+def _shares(rows: int, heads: int, mesh: Mapping[str, int] | None) -> tuple[int, int]:
+    """Rows and heads on one device. As `constrain` has it: what does not divide is not split."""
+    sizes = mesh or {}
+    rows_over = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    heads_over = sizes.get("tensor", 1)
+    return (
+        rows // rows_over if rows % rows_over == 0 else rows,
+        heads // heads_over if heads % heads_over == 0 else heads,
+    )
+
+
+def answering(
+    config: JanusConfig,
+    weights: int,
+    rows: int,
+    pictures: int,
+    prompt_length: int,
+    slots: int,
+    *,
+    itemsize: int,
+    mesh: Mapping[str, int] | None = None,
+) -> Need:
+    """What answering questions takes.
+
+    Args:
+      config: architecture.
+      weights: bytes of parameters on a device.
+      rows: conversations at once.
+      pictures: those of all of them.
+      prompt_length: padded tokens of their prompts.
+      slots: those of their caches.
+      itemsize: bytes of a number in the caches.
+      mesh: size of each axis that the model is spread over.
+    """
+    llm, vision = config.llm, config.vision
+    rows_here, kv_heads = _shares(rows, llm.num_kv_heads, mesh)
+    cache = llm.depth * 2 * rows_here * slots * kv_heads * llm.head_dim * itemsize
+    _, heads = _shares(rows, llm.num_heads, mesh)
+    pictures, vision_heads = _shares(pictures, vision.num_heads, mesh)
+    text = _layer(rows_here, prompt_length, heads, llm.width, llm.mlp_dim, itemsize)
+    seen = _layer(
+        pictures, vision.num_patches, vision_heads, vision.width, vision.mlp_dim, itemsize
+    )
+    pixels = pictures * vision.image_size**2 * 3 * 4
+    step = rows_here * (5 * llm.vocab_size + 2 * heads * slots) * 4
+    return Need(weights, cache, pixels + max(text, seen), step, 0)
+
+
+def _layer(rows: int, tokens: int, heads: int, width: int, mlp_dim: int, itemsize: int) -> int:
+    """What a layer takes beside its weights: scores and their softmax, or the MLP's two halves."""
+    attention = 2 * heads * tokens * 4 + 3 * width * itemsize
+    return rows * tokens * max(attention, (2 * mlp_dim + 5 * width) * itemsize)
+
+
+def cache_itemsize(params: Any) -> int:
+    """Bytes of a number in the caches: that of the norms, which int8 leaves wide."""
+    return params["llm"]["norm"]["scale"].get_value().dtype.itemsize
 
 
 def largest_batch(
@@ -153,16 +210,20 @@ def device_bytes() -> int | None:
     stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
         return int(limit * HEADROOM)
-    return _host_bytes()
+    host = host_memory()
+    return None if host is None else int(host.free * HEADROOM)
 
 
-def _host_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    return int(found[0] * HEADROOM) if found else None
+def free_bytes(weights: int) -> int | None:
+    """Bytes for a model and all that it does, its weights included; None if unknown.
+
+    Args:
+      weights: bytes of its parameters on a device, which are there already.
+    """
+    free = device_bytes()
+    if free is None or jax.default_backend() != "cpu" or "JANUS_JAX_MEMORY_GB" in os.environ:
+        return free
+    return free + weights  # what a host has free now comes on top of them
 
 
 def check_weights(name: str, weights: int) -> None:
@@ -209,12 +270,10 @@ def pictures_at_once(
     Raises:
       InputError: `asked`, or even one picture, does not fit; says what would.
     """
-    free = device_bytes()
+    free = free_bytes(weights)
     wanted = asked or most
     if free is None:
         return wanted
-    if jax.default_backend() == "cpu" and "JANUS_JAX_MEMORY_GB" not in os.environ:
-        free += weights  # what is free now comes on top of the weights that are loaded
     fits = largest_batch(
         config,
         weights,

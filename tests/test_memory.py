@@ -10,6 +10,7 @@ import pytest
 from janus_jax import Janus, functional, memory
 from janus_jax.config import EMOJI, JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
 from janus_jax.errors import InputError
+from janus_jax.generate import text
 from janus_jax.generate.image import DrawState, advance, begin, pictures
 from janus_jax.generate.sampling import Sampling
 from janus_jax.nn.cache import KVCache, whole_slots
@@ -94,6 +95,55 @@ def test_prompts_take_what_the_compiler_says(model, prompts: int):
     need = memory.drawing(config, weights, 4, LENGTH, itemsize=4, prompts=prompts)
     assert compiled.output_size_in_bytes == pytest.approx(need.cache, rel=0.01)
     assert need.prefill < compiled.temp_size_in_bytes < 1.05 * (need.prefill + need.step)
+
+
+only_wide = pytest.mark.parametrize("model", [WIDE], indirect=True, ids=["1b wide"])
+
+
+@only_wide
+@pytest.mark.parametrize("pictures", [0, 8])
+def test_questions_take_what_the_compiler_says(model, pictures: int):
+    config, graphdef, params, weights = model
+    rows, length, slots = 4, 128, 640
+    side, ints = config.vision.image_size, shape(rows, length, dtype=jnp.int32)
+    program = text.begin.lower(
+        graphdef,
+        params,
+        ints,
+        shape(rows, length, dtype=jnp.bool),
+        ints,
+        shape(pictures, side, side, 3) if pictures else None,
+        ints if pictures else None,
+        (np.zeros(rows, np.uint32), np.zeros((rows, 2), np.uint32), np.zeros(rows, np.int32)),
+        np.int32(0),
+        HOW,
+        slots=slots,
+    )
+    compiled = program.compile().memory_analysis()
+    need = memory.answering(config, weights, rows, pictures, length, slots, itemsize=4)
+    assert compiled.output_size_in_bytes == pytest.approx(need.cache, rel=0.01)
+    pixels = pictures * side**2 * 3 * 4
+    assert 1.0 <= (need.prefill - pixels) / compiled.temp_size_in_bytes < 1.25
+
+
+@only_wide
+def test_a_token_of_an_answer_takes_what_the_compiler_says(model):
+    config, graphdef, params, weights = model
+    llm, rows, slots = config.llm, 4, 640
+    ints, keys = jnp.zeros(rows, jnp.int32), jax.random.split(jax.random.key(0), rows)
+    cache = KVCache.empty(llm.depth, rows, slots, llm.num_kv_heads, llm.head_dim, jnp.float32)
+    given = text.ChatState(cache, ints, ints, jnp.int32(0), ints > 0, keys)
+    leaves, tree = jax.tree.flatten(given)
+
+    def step(params, leaves):
+        given = jax.tree.unflatten(tree, leaves)
+        return text.advance.__wrapped__(graphdef, params, given, 9, 0, HOW)
+
+    program = jax.jit(step, donate_argnums=1).lower(params, leaves)
+    compiled = program.compile().memory_analysis()
+    need = memory.answering(config, weights, rows, 0, 128, slots, itemsize=4)
+    assert compiled.alias_size_in_bytes == pytest.approx(need.cache, rel=0.01)
+    assert 1.0 <= need.step / compiled.temp_size_in_bytes < 1.25
 
 
 def test_decoding_takes_what_the_compiler_says(model):

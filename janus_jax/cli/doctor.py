@@ -22,7 +22,6 @@ _PACKAGES = (
     "grain",
     "numpy",
     "tokenizers",
-    "safetensors",
     "pillow",
 )
 _LOW_DISK = 10 * 2**30
@@ -146,20 +145,15 @@ def arithmetic() -> tuple[Status, str]:
 def _memory() -> tuple[Status, str]:
     import jax
 
+    from janus_jax.host_memory import host_memory
+
     parts = []
     for device in jax.local_devices()[:1]:
         stats = device.memory_stats() or {}
         if limit := stats.get("bytes_limit"):
             parts.append(f"{limit / 2**30:.0f} GB a device")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        parts.append(
-            f"{sizes['MemAvailable'] / 2**30:.0f} of {sizes['MemTotal'] / 2**30:.0f} GB free "
-            "on the host"
-        )
-    except (OSError, KeyError, ValueError, IndexError):
-        pass
+    if (host := host_memory()) is not None:
+        parts.append(f"{host.free / 2**30:.0f} of {host.total / 2**30:.0f} GB free on the host")
     return ("ok", ", ".join(parts)) if parts else ("warning", "unknown on this system")
 
 

@@ -1,15 +1,17 @@
-"""Many conversations answered at once.
+"""Many conversations, answered in batches of as many as fit into the memory.
 
-Dims: B rows, T padded prompt length, N pictures of all rows.
+Dims: B rows, T padded prompt length, N pictures of all rows, S cache slots.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,8 +22,13 @@ from janus_jax.generate.sampling import Sampling, bucket_length, prompt_digest
 from janus_jax.generate.settings import check_settings
 from janus_jax.generate.stops import Stop, StopText
 from janus_jax.generate.text import advance, answer_room, begin
+from janus_jax.memory import answering, cache_itemsize, free_bytes, gb, param_bytes
 from janus_jax.processing import Prompt, StreamDecoder, Turn, chat_prompt, image_index, left_pad
-from janus_jax.sharding import on_mesh
+from janus_jax.sharding import least_of_hosts, mesh_of, on_mesh
+
+# Conversations answered at once, at most. A CPU is busy with fewer, and sums more of them in
+# another order (`janus_jax.generate.image`).
+MAX_ROWS, MAX_ROWS_CPU = 128, 16
 
 
 @dataclass(frozen=True)
@@ -113,19 +120,77 @@ def answer_batch(
       InputError: `stop` cannot be used.
     """
     StopText(stop)
-    results: list[ChatResult | None] = [None] * len(requests)
+    weights = param_bytes(model.params)
+    free, takes = _free(model, weights), functools.partial(_bytes, model, weights)
+    results: dict[int, ChatResult] = {}
     rows: dict[int, _Row] = {}
     for i, request in enumerate(requests):
         try:
-            rows[i] = _prepare(model, request, max_tokens)
+            row = _prepare(model, request, max_tokens)
+            if (need := takes([row])) > free:
+                raise InputError(
+                    f"answering it takes {gb(need)} on a device ({gb(weights)} of weights), "
+                    f"{gb(free)} are free",
+                    fix="ask something shorter, lower max_tokens, use a narrower dtype, or spread "
+                    "the model over a mesh",
+                )
+            rows[i] = row
         except InputError as error:
             name = f"request {i + 1}" if request.name is None else request.name
             failed = InputError(f"{name}: {error.what}", error.allowed, error.fix)
             results[i] = ChatResult(error=failed)
-    if rows:
-        for i, result in zip(rows, _run(model, list(rows.values()), how, stop), strict=True):
-            results[i] = result
-    return [result for result in results if result is not None]
+    for batch in _batches(rows, lambda chosen: takes(chosen) <= free):
+        answers = _run(model, [rows[i] for i in batch], how, stop)
+        results.update(zip(batch, answers, strict=True))
+    return [results[i] for i in range(len(requests))]
+
+
+def _free(model: LoadedModel, weights: int) -> int:
+    """Bytes for the model and its answers on each device, the same for all hosts that share it."""
+    free = free_bytes(weights)
+    # Counted in KiB, because hosts agree on 32 bits. What is unknown limits nothing.
+    most = np.iinfo(np.int32).max
+    return least_of_hosts(model.params, most if free is None else min(free >> 10, most)) << 10
+
+
+def _bytes(model: LoadedModel, weights: int, rows: Sequence[_Row]) -> int:
+    """What answering these rows together takes on a device."""
+    length, slots = _sizes(rows)
+    mesh = mesh_of(model.params)
+    return answering(
+        model.config,
+        weights,
+        len(rows),
+        sum(len(row.pixels) for row in rows),
+        length,
+        slots,
+        itemsize=cache_itemsize(model.params),
+        mesh=None if mesh is None else dict(mesh.shape),
+    ).total
+
+
+def _batches(
+    rows: Mapping[int, _Row], fit: Callable[[Sequence[_Row]], bool]
+) -> Iterator[list[int]]:
+    """Places of the rows that are answered together: as many as `fit` says."""
+    most = MAX_ROWS_CPU if jax.default_backend() == "cpu" else MAX_ROWS
+    batch: list[int] = []
+    # Like rows side by side: less padding, and fewer programs to compile.
+    for i in sorted(rows, key=lambda i: (len(rows[i].pixels), len(rows[i].prompt.ids))):
+        larger = [*batch, i]
+        if batch and not (len(larger) <= most and fit([rows[j] for j in larger])):
+            yield batch
+            larger = [i]
+        batch = larger
+    if batch:
+        yield batch
+
+
+def _sizes(rows: Sequence[_Row]) -> tuple[int, int]:
+    """T and S of rows that are answered together."""
+    length = bucket_length(max(len(row.prompt.ids) for row in rows))
+    # Bucketed too: another max_tokens then rarely compiles again.
+    return length, bucket_length(length + max(row.most for row in rows))
 
 
 def _prepare(model: LoadedModel, request: ChatRequest, max_tokens: int) -> _Row:
@@ -143,7 +208,7 @@ def _prepare(model: LoadedModel, request: ChatRequest, max_tokens: int) -> _Row:
 
 def _run(model: LoadedModel, rows: list[_Row], how: Sampling, stop: Stop) -> list[ChatResult]:
     prompts = [row.prompt for row in rows]
-    length = bucket_length(max(len(prompt.ids) for prompt in prompts))
+    length, slots = _sizes(rows)
     ids, mask, positions = left_pad([p.ids for p in prompts], model.tokenizer.pad, length)
     pixels = [picture for row in rows for picture in row.pixels]
     index = stacked = None
@@ -171,8 +236,7 @@ def _run(model: LoadedModel, rows: list[_Row], how: Sampling, stop: Stop) -> lis
             keys_from,
             eos,
             how,
-            # Bucketed too: another max_tokens then rarely compiles again.
-            slots=bucket_length(length + int(most.max())),
+            slots=slots,
         )
     answers = [_Answer(model, stop) for _ in rows]
     tokens, made = np.asarray(state.token)[:, None], 0

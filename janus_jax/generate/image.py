@@ -37,7 +37,7 @@ from janus_jax.generate.sampling import (
     row_keys,
     sample,
 )
-from janus_jax.memory import param_bytes, pictures_at_once
+from janus_jax.memory import cache_itemsize, param_bytes, pictures_at_once
 from janus_jax.models.janus import JanusModel
 from janus_jax.nn.cache import KVCache, whole_slots
 from janus_jax.processing.prompt import Roles, generation_prompt, left_pad, unconditional
@@ -322,7 +322,7 @@ def generate_codes(
         config,
         param_bytes(params),
         max(lengths),
-        itemsize=params["llm"]["norm"]["scale"].get_value().dtype.itemsize,
+        itemsize=cache_itemsize(params),
         most=min(MAX_PICTURES, codes.size // size),
         asked=at_once,
         prompts=len(rows),
