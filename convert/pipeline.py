@@ -24,8 +24,14 @@ from convert.parts import Part, plan_part
 from convert.source import ORBAX, Source, file_digests, imported
 from janus_jax.atomic import new_directory
 from janus_jax.errors import InputError
-from janus_jax.locate import is_model
-from janus_jax.manifest import new_manifest, write_json, write_text
+from janus_jax.manifest import (
+    holds_only,
+    is_only_model,
+    new_manifest,
+    read_json,
+    write_json,
+    write_text,
+)
 from janus_jax.params_io import LazyTensor, save_tensors
 
 Target = Literal["orbax", "hf", "deepseek"]
@@ -33,6 +39,9 @@ Progress = Callable[[int, int], None]
 
 PEERS: dict[str, Layout] = {"hf": HF_LAYOUT, "deepseek": DEEPSEEK_LAYOUT}
 PART_FILE = "part.json"
+PART_FORMAT = "janus-jax-part"
+# What an export consists of.
+_EXPORTED = ("README.md", "*.json", "*.safetensors", "chat_template.jinja")
 # Beside the tensors: config, tokenizer (5 MB in DeepSeek's files), index, card.
 _SMALL_FILES = 2**24
 
@@ -215,7 +224,7 @@ def convert_part(
     with new_directory(
         destination,
         what="a converted part",
-        replaceable=lambda path: overwrite and (path / PART_FILE).is_file(),
+        replaceable=lambda path: overwrite and _is_part(path),
         needed=total + _SMALL_FILES,
     ) as new:
         _write_part(new, part, params, Path(name).absolute().name, _counted(progress, total))
@@ -232,7 +241,7 @@ def _write_part(
     tensors = save_tensors(directory / "params", params, progress=progress)
     content = {
         **new_manifest(tensors, source=source),
-        "format": "janus-jax-part",
+        "format": PART_FORMAT,
         "part": part.kind,
         "config": vars(part.config),
         "dropped": list(part.plan.dropped),
@@ -253,7 +262,22 @@ def _facts(source: Source) -> dict[str, Any]:
 
 
 def _is_converted(path: Path) -> bool:
-    return is_model(path) or (path / CONVERSION_FILE).is_file()
+    """Whether a directory is what `convert` writes and holds nothing else."""
+    marks = {"tensors", "source"} <= _content(path / CONVERSION_FILE).keys()
+    return is_only_model(path) or (marks and holds_only(path, _EXPORTED))
+
+
+def _is_part(path: Path) -> bool:
+    """Whether a directory is what `convert_part` writes and holds nothing else."""
+    marked = _content(path / PART_FILE).get("format") == PART_FORMAT
+    return marked and holds_only(path, (PART_FILE, "params"))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except InputError:
+        return {}
 
 
 def _counted(progress: Progress | None, total: int) -> Callable[[int], None] | None:

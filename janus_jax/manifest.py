@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,16 @@ from janus_jax.errors import InputError
 
 FORMAT = "janus-jax-manifest"
 VERSION = 1
+
+MODEL_FILES = (
+    "config.json",
+    "params",
+    "tokenizer.json",
+    "preprocessor.json",
+    "manifest.json",
+    "MODEL_CARD.md",
+)
+"""All that a model directory holds."""
 
 
 def entry(shape: tuple[int, ...], dtype: np.dtype, digest: str) -> dict[str, Any]:
@@ -101,3 +113,18 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{name!r} is malformed ({error!r})") from error
     return manifest
+
+
+def is_only_model(directory: Path) -> bool:
+    """Whether a directory is a model of ours and holds nothing else, so that it may be replaced."""
+    try:
+        read_manifest(directory)
+    except InputError:
+        return False
+    return holds_only(directory, MODEL_FILES)
+
+
+def holds_only(directory: Path, patterns: Iterable[str]) -> bool:
+    """Whether every name in a directory matches a pattern, or was left by a killed `write_text`."""
+    known = (*patterns, ".*.writing")
+    return all(any(fnmatchcase(path.name, p) for p in known) for path in directory.iterdir())

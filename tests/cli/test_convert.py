@@ -88,6 +88,11 @@ def test_a_part(tmp_path, capsys):
     assert {name: list(t.shape) for name, t in stored.items()} == {
         name: entry["shape"] for name, entry in part["tensors"].items()
     }
+    again = ["convert", str(tmp_path / "llama"), str(target), "--part", "llm", "--overwrite"]
+    assert run(again) == 0
+    (target / "notes.txt").write_text("years of work")
+    assert run(again) == 2
+    assert (target / "notes.txt").exists()
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,8 @@ def test_transformers_loads_the_export_and_agrees(trip):
     tokens = np.random.default_rng(0).integers(8, loaded.config.llm.vocab_size, (2, 9))
     tokens[tokens == fakes.deepseek_like().image_placeholder] = 8
     embedded = model.embed(jnp.asarray(tokens))
-    hidden = model.hidden(embedded, jnp.arange(9)[None], jnp.ones((2, 9), bool))
+    positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
+    hidden = model.hidden(embedded, positions, jnp.ones((2, 9), bool))
     ours = np.asarray(model.text_logits(hidden))
     with torch.no_grad():
         theirs = peer.eval()(input_ids=torch.from_numpy(tokens)).logits.numpy()
@@ -219,6 +220,29 @@ def test_what_is_at_the_destination_is_replaced_only_on_request(trip, tmp_path):
     with pytest.raises(InputError, match="is not a converted model"):
         convert(source, tmp_path / "mine", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "model"]
+
+
+@pytest.mark.parametrize("to", ["orbax", *SAVE])
+def test_what_others_put_into_a_converted_model_is_not_deleted(to, trip, tmp_path):
+    source, target = open_source(trip["from"]), tmp_path / "model"
+    convert(source, target, to=to)
+    card = target / ("MODEL_CARD.md" if to == "orbax" else "README.md")
+    left = card.with_name(f".{card.name}.writing")
+    left.write_text("what a killed --verify leaves")
+    convert(source, target, to=to, overwrite=True)
+    assert card.is_file() and not left.exists()
+    (target / "notes.txt").write_text("years of work")
+    with pytest.raises(InputError, match="is not a converted model"):
+        convert(source, target, to=to, overwrite=True)
+    assert (target / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "conversion.json"])
+def test_a_file_of_anybody_by_our_name_marks_nothing(name, trip, tmp_path):
+    (tmp_path / name).write_text('{"name": "a page"}')
+    with pytest.raises(InputError, match="is not a converted model"):
+        convert(open_source(trip["from"]), tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(trip, tmp_path, monkeypatch):
