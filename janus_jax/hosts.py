@@ -123,12 +123,26 @@ class Team:
         Raises:
           RuntimeError: one of them died, or did not ask within an hour.
         """
+        return bool(self.any_of("yes" if mine else ""))
+
+    def any_of(self, mine: str) -> str:
+        """What any of the processes has to say; the same everywhere. All have to ask.
+
+        Args:
+          mine: what this process has to say; empty for nothing.
+
+        Returns:
+          Empty where none has anything to say.
+
+        Raises:
+          RuntimeError: one of them died, or did not ask within an hour.
+        """
         self._asked += 1
         key = f"janus_jax/any/{self._asked}"
         if mine:
-            self._client.key_value_set(key, "yes", allow_overwrite=True)
+            self._client.key_value_set(key, mine, allow_overwrite=True)
         self.wait("any")
-        return self._try_get(key) is not None
+        return self._try_get(key) or ""
 
     def of_first(self, value: str) -> str:
         """The value that process 0 has. All have to ask.

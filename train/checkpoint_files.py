@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import re
 import sys
@@ -41,6 +42,25 @@ def root_cause(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+# What a missing or garbled file can make the system say, too.
+_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG}
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """Whether reading failed for want of memory or because storage refused, whatever the bytes."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for one in chain:
+        if isinstance(one, MemoryError) or "RESOURCE_EXHAUSTED" in str(one):
+            return True
+        found = re.search(r"\[os_error_code='(\d+)'", str(one))  # as TensorStore tells it
+        code = one.errno if isinstance(one, OSError) else int(found[1]) if found else None
+        if code is not None and code not in _OF_THE_FILE:
+            return True
+    return False
+
+
 def locate(item: Path, error: BaseException, otherwise: Path) -> str:
     """`FILE: reason` of an error that reading an item of a checkpoint raised.
 
@@ -52,16 +72,21 @@ def locate(item: Path, error: BaseException, otherwise: Path) -> str:
     reason = root_cause(error)
     if files := list(re.finditer(r'local file "([^"]+[^"/])":? ?', reason)):
         path, reason = Path(files[-1][1]), reason[files[-1].end() :]
-    elif array := re.search(r'"(\.[^"/]+)/[^"]*"', reason):
-        path = data_file(item, array[1].replace("\\", ""))
+    elif array := re.search(r'"(\.[^"/]+)/(c[/0-9]*)?[^"]*"', reason):
+        path = data_file(item, array[1].replace("\\", ""), array[2] or "c")
+        if path == item:  # no such array: it is the list of them that is wrong
+            path = otherwise
         reason = reason.rpartition('/": ')[2]
     else:
         path = otherwise
     return f"{path}: {reason[:200]}"
 
 
-def data_file(item: Path, array: str) -> Path:
-    """The file that holds an array's first chunk; the item's directory where it is not found."""
+def data_file(item: Path, array: str, chunk: str = "c") -> Path:
+    """The file that holds a chunk of an array, by default the first one.
+
+    It is the item's directory where there is no such array or chunk.
+    """
     try:
         store = ts.KvStore.open({"driver": "file", "path": f"{item}/"}).result()
         versions = ts.ocdbt.dump(store).result()["versions"]
@@ -71,7 +96,7 @@ def data_file(item: Path, array: str) -> Path:
             for entry in ts.ocdbt.dump(store, node).result()["entries"]:
                 if "location" in entry:
                     nodes.append(entry["location"])
-                elif entry["key"].startswith(f"{array}/c".encode()):
+                elif entry["key"].startswith(f"{array}/{chunk}".encode()):
                     # `kind:directory:file:offset:length`; a small array lies in the node itself.
                     _, directory, file, *_ = entry.get("indirect_value", node).split(":")
                     return item / directory / file

@@ -8,11 +8,8 @@ file system nor the storage format notices every flipped bit.
 
 from __future__ import annotations
 
-import json
 import sys
-import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,51 +19,22 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from janus_jax.atomic import free_bytes
-from janus_jax.errors import InputError
-from janus_jax.hosts import team
-from train.checkpoint_files import array_storage, data_file, ignore_orphans, locate, root_cause
+from janus_jax.errors import InputError, RunFailed
+from janus_jax.hosts import is_first, team, wait
+from train.checkpoint_files import (
+    array_storage,
+    data_file,
+    ignore_orphans,
+    is_of_the_system,
+    locate,
+    root_cause,
+)
+from train.checkpoint_record import Record, sealed, unseal
 from train.checksums import checksums
 from train.state import TrainState
 
 ROOM = 1.2  # free bytes wanted for each byte of the state, before a save
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a checkpoint says of itself.
-
-    Attributes:
-      step: steps made.
-      saved: when, ISO 8601 in UTC.
-      metrics: of the last step.
-      sampler: where the data stands; the order is a function of (seed, step), so this is for people
-        and for checks.
-      config: the run's config.
-      mesh: size of each mesh axis it was saved on; empty for one device.
-      processes: number of processes it was saved by.
-      checksums: of every array, by path.
-    """
-
-    step: int
-    saved: str
-    metrics: dict[str, float] = field(default_factory=dict)
-    sampler: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    mesh: dict[str, int] = field(default_factory=dict)
-    processes: int = 1
-    checksums: dict[str, str] = field(default_factory=dict)
-
-    def summary(self) -> str:
-        """One line for the person who resumes."""
-        sizes = ",".join(f"{axis}={n}" for axis, n in self.mesh.items() if n > 1)
-        mesh = f"mesh {sizes}" if sizes else "one device"
-        parts = [f"step {self.step}", f"saved {self.saved}"]
-        if "loss" in self.metrics:
-            parts.append(f"loss {self.metrics['loss']:.4g}")
-        processes = "process" if self.processes == 1 else "processes"
-        parts.append(f"on {mesh}, {self.processes} {processes}")
-        parts += [f"{name.replace('_', ' ')} {value}" for name, value in self.sampler.items()]
-        return ", ".join(parts)
+_KEPT = 2
 
 
 class Checkpoints:
@@ -79,12 +47,15 @@ class Checkpoints:
     def __init__(self, directory: Path):
         ignore_orphans()
         self._directory = directory.absolute()
+        # Reads without the manager: that has all processes wait for one another at the end, those
+        # too that met no damage in their parts of the arrays, while the others have left.
+        self._arrays = array_storage()
         self._manager = ocp.CheckpointManager(
             self._directory,
             # Lets a new process look into a step before it restores it.
             item_handlers={"state": array_storage(), "record": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=2,
+                max_to_keep=_KEPT,
                 cleanup_tmp_directories=True,
                 create=True,
                 # Where a directory cannot be made, the writers in the background would wait for it.
@@ -99,15 +70,33 @@ class Checkpoints:
     def check_room(self, state: TrainState) -> None:
         """Refuses to go on where the next checkpoint would not fit on the disk.
 
-        Called before the first step as well, so that a run does not end with its first save.
-
         Args:
           state: what will be saved, abstract or not.
 
         Raises:
           InputError: less than 1.2 times the state's bytes are free.
         """
-        needed = int(ROOM * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)))
+        self._check_free("a checkpoint in", "takes", _room(state))
+
+    def check_room_for_all(self, state: TrainState, saves: int, result: int) -> None:
+        """Refuses to begin where the disk would be full before the end of the run.
+
+        A step is deleted when the second one after it is complete: there are three for a moment.
+
+        Args:
+          state: what will be saved, abstract or not.
+          saves: checkpoints that will be written.
+          result: bytes that are written beside the last checkpoints, at the end.
+
+        Raises:
+          InputError: there is less room.
+        """
+        there = len(self._manager.all_steps())
+        at_most = min(max(_KEPT + 1 - there, 0), saves) * _room(state)
+        at_the_end = min(max(_KEPT - there, 0), saves) * _room(state) + result
+        self._check_free("checkpoints and result of the run in", "take", max(at_most, at_the_end))
+
+    def _check_free(self, what: str, take: str, needed: int) -> None:
         free = free_bytes(self._directory)
         if (others := team()) is not None:
             # All processes see one disk fill up, but must come to one conclusion.
@@ -115,7 +104,7 @@ class Checkpoints:
         if free < needed:
             kept = self.latest()
             raise InputError(
-                f"a checkpoint in {self._directory} takes up to {_size(needed)}; "
+                f"{what} {self._directory} {take} up to {_size(needed)}; "
                 f"its disk has {_size(free)} free"
                 + ("" if kept is None else f"; the checkpoint of step {kept} is intact"),
                 fix="make room and go on with --resume, or choose another --run-dir",
@@ -161,7 +150,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(named),
-                    record=ocp.args.JsonSave(_sealed(asdict(record))),
+                    record=ocp.args.JsonSave(sealed(record)),
                 ),
                 force=True,
             )
@@ -178,17 +167,11 @@ class Checkpoints:
           InputError: there is no step, or its record is damaged.
         """
         step = self._step(step)
-        item = self._directory / str(step) / "record"
+        path = self._directory / str(step) / "record" / "metadata"
         try:
-            found = self._manager.restore(
-                step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
-            )["record"]
-            seal = found.pop("seal")
-            if seal != _sealed(found)["seal"]:
-                raise ValueError("its contents do not match their checksum")
-            return Record(**found)
-        except Exception as error:  # Orbax and the parsers of what it reads raise anything
-            raise self._damaged(step, locate(item, error, item / "metadata")) from error
+            return unseal(path.read_text(encoding="utf-8"))
+        except Exception as error:  # damaged JSON can be of any types
+            raise self._unread(step, locate(path.parent, error, path), error) from error
 
     def restore(
         self, like: TrainState, shardings: TrainState | None = None, *, fall_back: bool = False
@@ -200,8 +183,8 @@ class Checkpoints:
           shardings: where each array goes; by default to where that of `like` lies, or to the
             default device. The mesh and the number of processes need not be those it was saved
             with.
-          fall_back: where the newest step is damaged, take the one before, and delete the damaged
-            one when that is whole.
+          fall_back: where the newest step is damaged, take the one before, and set the damaged one
+            aside when that is whole. Of several processes all do, whichever met the damage.
 
         Returns:
           A state like it, equal to the saved one to the bit.
@@ -209,22 +192,29 @@ class Checkpoints:
         Raises:
           InputError: there is no step, it is damaged, or it has other arrays than the run (a table
             of the differences is printed to stderr).
+          RunFailed: it cannot be read now, for want of memory or because storage refused.
         """
         newest = self._step(None)
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged: list[int] = []
-        for step in steps if fall_back else [newest]:
+        steps = sorted(self._manager.all_steps(), reverse=True) if fall_back else [newest]
+        for number, step in enumerate(steps):
+            found, cause, damage = None, None, ""
             try:
-                state = self._restore(step, like, shardings)
+                found = self._read(step, like, shardings)
             except _DamagedStep as error:
-                if step == steps[-1] or not fall_back:
-                    raise
-                print(f"{error.what}; falling back to the step before", file=sys.stderr)
-                damaged.append(step)
-            else:
-                for other in damaged:
-                    self._manager.delete(other)
-                return state
+                cause, damage = error, error.what
+            if (others := team()) is not None:
+                damage = others.any_of(damage)
+            if found is not None and not damage:
+                damage = self._mismatch(*found)
+            if found is not None and not damage:
+                self._set_aside(steps[:number])
+                return jax.tree.unflatten(
+                    jax.tree.structure(like), [found[1][k] for k in _named(like)]
+                )
+            if step == steps[-1]:
+                raise _DamagedStep(damage, fix=_ALL_DAMAGED if fall_back else _FALL_BACK) from cause
+            if is_first():
+                print(f"{damage}; falling back to the step before", file=sys.stderr)
         raise AssertionError(steps)
 
     def check_finished(self) -> None:
@@ -249,15 +239,18 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def _restore(self, step: int, like: TrainState, shardings: TrainState | None) -> TrainState:
-        want = _named(like)
-        item = self._directory / str(step) / "state"
-        record = self.record(step)
+    def _read(
+        self, step: int, like: TrainState, shardings: TrainState | None
+    ) -> tuple[Record, dict[str, jax.Array]]:
+        """The record of a step, and this process's part of its arrays, by path."""
+        want, record = _named(like), self.record(step)
+        item = self._manager.directory / str(step) / "state"
         try:
-            metadata = self._manager.item_metadata(step)["state"]
+            metadata: Any = self._arrays.metadata(item)
             found = {k: (tuple(v.shape), str(v.dtype)) for k, v in metadata.items()}
-        except Exception as error:
-            raise self._damaged(step, locate(item, error, item / "_METADATA")) from error
+        except Exception as error:  # Orbax and the parsers of what it reads raise anything
+            where = locate(Path(item), error, Path(item) / "_METADATA")
+            raise self._unread(step, where, error) from error
         self._check_structure(step, found, record, want)
         home = SingleDeviceSharding(jax.devices()[0])
         places = _named(jax.tree.map(_sharding, like) if shardings is None else shardings)
@@ -268,19 +261,34 @@ class Checkpoints:
             for k, v in want.items()
         }
         try:
-            named = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(want, restore_args=how))
-            )["state"]
+            args = ocp.args.PyTreeRestore(want, restore_args=how)
+            return record, self._arrays.restore(item, args=args)
         except Exception as error:
-            raise self._damaged(step, locate(item, error, item)) from error
+            raise self._unread(step, locate(Path(item), error, Path(item)), error) from error
+
+    def _mismatch(self, record: Record, named: Mapping[str, jax.Array]) -> str:
+        """What is wrong with the numbers of a step, the same on all processes; empty: nothing."""
         sums = checksums(named)
-        if wrong := [k for k in want if sums[k] != record.checksums[k]]:
-            raise self._damaged(
-                step,
-                f"{data_file(item, wrong[0])}: {wrong[0]} does not match its checksum"
-                + (f", nor do {len(wrong) - 1} other arrays" if len(wrong) > 1 else ""),
-            )
-        return jax.tree.unflatten(jax.tree.structure(like), [named[k] for k in want])
+        wrong = [k for k in named if sums[k] != record.checksums[k]]
+        if not wrong:
+            return ""
+        file = data_file(self._directory / str(record.step) / "state", wrong[0])
+        more = f", nor do {len(wrong) - 1} other arrays" if len(wrong) > 1 else ""
+        where = f"{file}: {wrong[0]} does not match its checksum{more}"
+        return self._damaged(record.step, where).what
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        """Gives damaged steps a name that is no step's, so that the run can make and save them."""
+        if not steps:
+            return
+        if is_first():
+            for step in steps:
+                path = self._directory / str(step)
+                aside = path.with_name(f"damaged-{step}-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+                path.rename(aside)
+                print(f"{path} is now {aside}; nothing needs it any more", file=sys.stderr)
+        wait("damaged steps are set aside")
+        self._manager.reload()
 
     def _check_structure(
         self, step: int, found: dict[str, tuple[Any, str]], record: Record, want: dict[str, Any]
@@ -329,12 +337,22 @@ class Checkpoints:
             fix="make room or mend the disk, and go on with --resume",
         )
 
+    def _unread(self, step: int, reason: str, error: Exception) -> Exception:
+        """What to raise where a step could not be read."""
+        if not is_of_the_system(error):
+            return self._damaged(step, reason)
+        return RunFailed(
+            f"checkpoint {self._directory / str(step)} cannot be read now ({reason}); it may be "
+            "whole: mend what is wrong, and go on with --resume"
+        )
+
     def _damaged(self, step: int, reason: str) -> InputError:
         path = self._directory / str(step)
-        return _DamagedStep(
-            f"checkpoint {path} is damaged ({reason})",
-            fix="add --fall-back to go on from the step before it",
-        )
+        return _DamagedStep(f"checkpoint {path} is damaged ({reason})", fix=_FALL_BACK)
+
+
+_FALL_BACK = "add --fall-back to go on from the step before it"
+_ALL_DAMAGED = "copy a whole one from elsewhere, or begin again with --overwrite"
 
 
 class _DamagedStep(InputError):
@@ -347,6 +365,10 @@ def _named(state: TrainState) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
+def _room(state: TrainState) -> int:
+    return int(ROOM * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)))
+
+
 def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
     return getattr(leaf, "sharding", None)
 
@@ -356,12 +378,6 @@ def _mesh(named: Mapping[str, Any]) -> dict[str, int]:
         if isinstance(sharding := _sharding(leaf), NamedSharding):
             return {str(axis): size for axis, size in sharding.mesh.shape.items()}
     return {}
-
-
-def _sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with a checksum of itself."""
-    text = json.dumps(content, sort_keys=True)
-    return {**content, "seal": f"{zlib.crc32(text.encode()):08x}"}
 
 
 def _described(found: tuple[Any, str] | None) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from janus_jax.errors import InputError
+from janus_jax.errors import InputError, RunFailed
 from train.checkpoints import Checkpoints
 from train.guard import first_guard
 from train.state import TrainState
@@ -109,12 +110,15 @@ def data_file(saved: Path) -> Path:
 
 def test_falling_back_from_a_damaged_checkpoint_only_when_asked(saved, capsys):
     flipped(data_file(saved), random.Random(0))
+    count = len(list((saved / str(NEWEST)).rglob("*")))
     with pytest.raises(InputError, match="does not match its checksum"):
         restore(saved)
     assert (saved / str(NEWEST)).exists()
     assert same(restore(saved, fall_back=True), state(KEPT))
     assert "falling back" in capsys.readouterr().err
-    # The damaged step has gone, so that the run can make and save it again.
+    # The damaged step has another name, with all its bytes, so that the run can save it again.
+    (aside,) = saved.glob(f"damaged-{NEWEST}-*")
+    assert len(list(aside.rglob("*"))) == count
     checkpoints = Checkpoints(saved)
     assert checkpoints.latest() == KEPT
     checkpoints.save(NEWEST, state(NEWEST))
@@ -128,6 +132,29 @@ def test_nothing_is_deleted_when_every_checkpoint_is_damaged(saved):
     with pytest.raises(InputError, match=rf"/{KEPT}/record/metadata"):
         restore(saved, fall_back=True)
     assert sorted(path.name for path in saved.iterdir()) == [str(KEPT), str(NEWEST)]
+
+
+def test_storage_that_refuses_is_no_damage(saved):
+    """Nothing is passed over for it, and the same step is read once the storage is mended."""
+    for path in (data_file(saved), saved / str(NEWEST) / "record" / "metadata"):
+        kept = path.rename(saved / "kept")
+        path.symlink_to(path.name)  # "Too many levels of symbolic links"
+        with pytest.raises(RunFailed, match=f"{NEWEST} cannot be read now .*levels of symbolic"):
+            restore(saved, fall_back=True)
+        kept.replace(path)
+    assert same(restore(saved, fall_back=True), state(NEWEST))
+    assert sorted(path.name for path in saved.iterdir()) == [str(KEPT), str(NEWEST)]
+
+
+def test_a_device_without_room_is_no_damage(saved, monkeypatch):
+    def full(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4096 bytes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.PyTreeCheckpointHandler, "restore", full)
+        with pytest.raises(RunFailed, match=r"cannot be read now .*Out of memory"):
+            restore(saved, fall_back=True)
+    assert same(restore(saved), state(NEWEST))
 
 
 def test_killed_while_old_steps_are_deleted(saved, sound):

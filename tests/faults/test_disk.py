@@ -80,6 +80,29 @@ def test_a_disk_without_room_is_found_before_a_save(tmp_path, monkeypatch):
     assert_newest(tmp_path / "checkpoints", 2)
 
 
+def test_a_disk_that_would_be_full_before_the_end_is_found_at_the_start(tmp_path, monkeypatch):
+    """Two steps are kept, and for a moment there are three: the new one, and both before it."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    each = int(1.2 * (2 * MEGABYTE + 4 + 16))
+    cases = {
+        0: [(1, 0, each), (2, 9, 2 * each + 9), (5, 9, 3 * each), (5, 2 * each, 4 * each)],
+        1: [(5, 9, 2 * each), (5, 2 * each, 3 * each)],
+        2: [(5, 9, each), (0, 9, 9)],
+    }
+    for step, wanted in cases.items():
+        if step:
+            checkpoints.save(step, state(step))
+            checkpoints.check_finished()
+        for saves, result, needed in wanted:
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "free_bytes", lambda path, needed=needed: needed)
+                checkpoints.check_room_for_all(state(0), saves, result)
+                patch.setattr(module, "free_bytes", lambda path, needed=needed: needed - 1)
+                with pytest.raises(InputError, match=r"result of the run in .* take up to"):
+                    checkpoints.check_room_for_all(state(0), saves, result)
+    checkpoints.close()
+
+
 def test_read_only_disk_in_a_save_leaves_the_step_before(disk):
     checkpoints = Checkpoints(disk.path / "checkpoints")
     checkpoints.save(2, state(2))

@@ -16,7 +16,7 @@ from janus_jax.hosts import HostsConfig
 from tests.faults.processes import forkserver
 from tests.multiprocess.children import free_port
 from tests.multiprocess.members import WITHIN, Members, arguments
-from tests.multiprocess.programs import child, restore, scatter
+from tests.multiprocess.programs import child, fall_back, restore, scatter
 from tests.train.runs import checkpoint, metrics, params
 from train.checkpoints import Checkpoints
 
@@ -144,6 +144,15 @@ def test_a_checkpoint_of_any_spread_is_restored_on_any_other(runs, name, tmp_pat
     assert (record.processes, record.mesh["fsdp"], record.mesh["tensor"]) == (
         *(SPREADS[name][0], 4, 2),
     )
+
+
+def test_damage_that_one_process_meets_has_all_fall_back(tmp_path):
+    together(fall_back, tmp_path / "logs", 2, 1, tmp_path / "checkpoints")
+    first, second = (path.read_text() for path in sorted((tmp_path / "logs").iterdir()))
+    assert second == "" and first.count("falling back to the step before") == 1
+    assert "checkpoints/2/state/ocdbt.process_1/" in first
+    names = {path.name.split("-")[0] for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"1", "2", "damaged"}
 
 
 def test_gloo_scatters_sums_right_at_the_sizes_of_these_tests(tmp_path):
