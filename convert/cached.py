@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from convert.hub import fetch, is_id
@@ -42,17 +45,36 @@ def cached_model(name: str) -> Path:
     target = cache_root() / "models" / f"{label.partition('@')[0]}-{digest}"
     if is_model(target):
         return target
-    source = open_source(name)
-    size = sum(tensor.nbytes for tensor in source.params.values())
-    print(f"converting {name} once ({size / 1e9:.2g} GB) into {target}", file=sys.stderr)
-    for note in source.notes:
-        print(note, file=sys.stderr)
-    try:
+    with _alone(name):
+        if is_model(target):
+            return target
+        source = open_source(name)
+        size = sum(tensor.nbytes for tensor in source.params.values())
+        print(f"converting {name} once ({size / 1e9:.2g} GB) into {target}", file=sys.stderr)
+        for note in source.notes:
+            print(note, file=sys.stderr)
         convert(source, target)
-    except InputError:
-        if not is_model(target):  # another process was quicker
-            raise
     return target
+
+
+@contextlib.contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Waits until no other process converts into this cache: those of one run all begin at once."""
+    try:
+        cache_root().mkdir(parents=True, exist_ok=True)
+        lock = (cache_root() / ".converting").open("a")
+    except OSError as error:
+        raise InputError(
+            f"the cache {str(cache_root())!r} cannot be written ({error.strerror})",
+            fix="set JANUS_JAX_CACHE_DIR to a writable directory",
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process to convert {name}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _state(directory: Path) -> str:

@@ -1,6 +1,11 @@
 """Checkpoints of the hub, and PyTorch weights named as a model; all without a network."""
 
+import io
 import shutil
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -8,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import errors
 
-from convert import hub
+from convert import cached, hub
 from janus_jax.api import Janus
 from janus_jax.checkpoint import load_model
 from janus_jax.cli.main import run
@@ -149,6 +154,30 @@ def test_a_directory_is_converted_anew_when_it_changes(deepseek, cache, tmp_path
     assert capsys.readouterr().err.count("\n") == 2
     model = Janus.from_pretrained(source)
     assert model.fingerprint == load_model(second).fingerprint != load_model(first).fingerprint
+
+
+def test_processes_that_ask_at_the_same_time_convert_once(deepseek, cache, monkeypatch):
+    """Threads stand for them: each opens the lock for itself."""
+    begun, calls = threading.Event(), []
+
+    def slow(source, target):
+        calls.append(target)
+        begun.set()
+        end = time.monotonic() + 10
+        while "waiting for another" not in err.getvalue() and time.monotonic() < end:
+            time.sleep(0.01)
+        convert(source, target)
+
+    convert, err = cached.convert, io.StringIO()
+    monkeypatch.setattr(cached, "convert", slow)
+    monkeypatch.setattr(sys, "stderr", err)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(find_model, deepseek)
+        assert begun.wait(60)
+        second = threads.submit(find_model, deepseek)
+        assert first.result() == second.result() == calls[0]
+    assert len(calls) == 1
+    assert f"waiting for another process to convert {deepseek}\n" in err.getvalue()
 
 
 def test_a_checkpoint_that_cannot_be_converted_leaves_nothing(cache, tmp_path):
