@@ -15,7 +15,7 @@ from janus_jax.errors import InputError
 from janus_jax.functional import abstract
 from janus_jax.hosts import is_first
 from janus_jax.locate import find_model, is_model
-from janus_jax.manifest import read_json
+from janus_jax.manifest import read_json, write_text
 from janus_jax.params_io import restore_params
 from janus_jax.processing.settings import EMOJI_PROCESSOR, ProcessorConfig
 from janus_jax.processing.tokenizer import Tokenizer
@@ -74,8 +74,9 @@ def find_origin(config: TrainConfig, run_dir: Path) -> Origin:
             tokenizer = Tokenizer.from_file(source / TOKENIZER)
             processor = ProcessorConfig.load(source / PROCESSOR)
             if source != run_dir and is_first():
-                tokenizer.save(run_dir / TOKENIZER)
-                processor.save(run_dir / PROCESSOR)
+                # Whole at once: the other processes look for them now, and a resumed run later.
+                write_text(run_dir / TOKENIZER, tokenizer.to_json())
+                write_text(run_dir / PROCESSOR, processor.to_json())
             return Origin(model, tokenizer, processor)
     raise InputError(
         f"nothing that the run starts from has a {TOKENIZER} and a {PROCESSOR}",
