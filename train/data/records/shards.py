@@ -10,6 +10,7 @@ An entry of a shard is `Record.to_bytes`.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Sequence
@@ -90,6 +91,10 @@ class Shards(Sequence[Record]):
     def name_of(self, index: int) -> str:
         """What messages call a record that cannot be read for its id."""
         return f"{self._name}[{index}]"
+
+    def reopen(self) -> None:
+        """Lets go of all files: the next read opens its own anew, in whatever state they are."""
+        self._source = copy.copy(self._source)  # its copies, like those in workers, have none open
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -172,15 +177,17 @@ def begin(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
                 f"--out {str(out)!r} was begun with other inputs or settings",
                 fix="use the same ones, another --out, or --overwrite",
             )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(
             f"--out {str(out)!r} holds something that is not a packed data set",
             "a new or empty directory",
         )
     try:
-        (out / "units").mkdir(parents=True, exist_ok=True)
-        write_json(marker, plan)
+        out.mkdir(parents=True, exist_ok=True)
+        if not marker.is_file():
+            # Before anything else: what a kill leaves here has to be known as ours.
+            write_json(marker, plan)
+        (out / "units").mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(
             f"--out {str(out)!r} cannot be written ({error.strerror})", fix="choose another"

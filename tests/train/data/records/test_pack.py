@@ -15,7 +15,7 @@ from tests.train.data.records.files import (
     turns,
     write_jsonl,
 )
-from train.data.records import sources
+from train.data.records import shards, sources
 from train.data.records.pack import PackSettings, pack
 from train.data.records.shards import open_records
 
@@ -105,6 +105,26 @@ def test_broken_records_are_counted_named_and_limited(tmp_path: Path, broken_ten
     with pytest.raises(InputError, match=r"10 of 1000 records are broken \(1.0%\).*in.jsonl:101"):
         run(broken_ten_ways, tmp_path / "strict", max_broken=0.009)
     assert not (tmp_path / "strict/manifest.json").exists()
+
+
+@pytest.mark.parametrize("cut_off", ["the plan", "the folder of units"])
+def test_a_run_that_was_killed_as_it_began_goes_on(tmp_path: Path, monkeypatch, cut_off):
+    source, out = captions_jsonl(tmp_path), tmp_path / "out"
+
+    def kill(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if cut_off == "the plan":
+            patch.setattr(shards, "write_json", kill)
+        else:
+            make = Path.mkdir
+            patch.setattr(
+                Path, "mkdir", lambda p, **how: kill() if p.name == "units" else make(p, **how)
+            )
+        with pytest.raises(KeyboardInterrupt):
+            run([source], out)
+    assert run([source], out)["kinds"]["generation"]["records"] == COUNT
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, monkeypatch):
