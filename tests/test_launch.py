@@ -168,4 +168,8 @@ def test_the_jobset_starts_again_after_75_without_counting():
     x, y, z = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
     assert job["parallelism"] == job["completions"] == x * y * z // chips
     volumes = {volume["name"] for volume in pod["volumes"]}
-    assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes
+    mounts = pod["containers"][0]["volumeMounts"]
+    assert {mount["name"] for mount in mounts} == volumes
+    # The lengths of the samples are written beside them.
+    claims = [volume["persistentVolumeClaim"] for volume in pod["volumes"]]
+    assert not any(found.get("readOnly") for found in (*mounts, *claims))

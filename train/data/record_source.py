@@ -79,6 +79,9 @@ class RecordSource:
 
         One that is broken is written down (`found`) and replaced by the next of its stratum that
         is not larger; None where several of those are broken too, or there is none.
+
+        Raises:
+          RunFailed: storage failed, which says nothing of the sample (`read_record`).
         """
         for number in itertools.chain([entry.number], self._stand_ins(step, entry)):
             try:
@@ -135,13 +138,7 @@ class RecordSource:
 
     def _load(self, step: int, entry: Entry, number: int) -> Sample:
         part, local = self._place(entry.kind, number)
-        try:
-            record = read_record(part.records, local, entry.kind)
-        except (BrokenRecord, MemoryError):
-            raise
-        except Exception as error:  # storage failed: if it goes on failing, the limit ends the run
-            detail = f"{type(error).__name__}: {error}"
-            raise BrokenRecord(part.records.name_of(local), "storage failed", detail) from error
+        record = read_record(part.records, local, entry.kind)
         sample = self._preparation.sample(record, self._drops_caption(step, record))
         if sample.length > self._entry(entry.kind, number).tokens:
             raise BrokenRecord(record.id, "longer than when it was measured")
@@ -181,6 +178,7 @@ def open_source(
     caption_drop: float = 0.0,
     max_bad_samples: float | None = None,
     bad_log: Path | None = None,
+    lengths_in: Path | None = None,
     fast_decode: bool = False,
     workers: int = 1,
     progress: Progress | None = None,
@@ -188,7 +186,8 @@ def open_source(
     """Opens the data sets of a run.
 
     The first run on a data set measures all of its records, which takes a while; the lengths are
-    kept beside it (`train.data.records.lengths`).
+    kept beside it (`train.data.records.lengths`). Where several processes train, all open the same
+    data sets, in the same order.
 
     Args:
       data: packed data sets, `DIR` or `DIR:WEIGHT`; weights are relative within each kind.
@@ -205,6 +204,7 @@ def open_source(
       max_bad_samples: broken samples that are accepted: a number, or below 1 a share of all
         samples of the data sets; None: any number.
       bad_log: JSONL file that lists them; a resumed run goes on with the file that is there.
+      lengths_in: where lengths are kept of a data set whose own directory cannot be written.
       fast_decode: see `Preparation`.
       workers: processes that measure.
       progress: called with (records measured, records in all) of each kind of each data set.
@@ -227,7 +227,9 @@ def open_source(
         if not samples.get(kind, 0) or not holders:
             continue
         lengths = [
-            load_lengths(s, kind, preparation, workers=workers, progress=progress)
+            load_lengths(
+                s, kind, preparation, fallback=lengths_in, workers=workers, progress=progress
+            )
             for s, _ in holders
         ]
         for (s, _), found in zip(holders, lengths, strict=True):
@@ -235,10 +237,14 @@ def open_source(
             broken += _broken(s, kind, found, length)
         parts[kind] = _parts(kind, [s for s, _ in holders])
         tables[kind] = _table(lengths, [weight for _, weight in holders], length)
-    if rows:
-        lengths_of: dict[Kind, LengthTable] = {k: t for k, (t, _) in tables.items()}
-        samples = samples_that_fill(lengths_of, samples, rows=rows, length=length, seed=seed)
-    schedule = _schedule({k: t for k, (t, _) in tables.items()}, samples, length, seed, data)
+    lengths_of: dict[Kind, LengthTable] = {k: t for k, (t, _) in tables.items()}
+    try:
+        if rows:
+            samples = samples_that_fill(lengths_of, samples, rows=rows, length=length, seed=seed)
+        schedule = Schedule(lengths_of, samples, length=length, seed=seed)
+    except InputError as error:
+        names = " ".join(data)
+        raise InputError(f"--data {names}: {error.what}", error.allowed, error.fix) from error
     total = sum(len(part.records) for found in parts.values() for part in found)
     bad = BadSamples(max_bad_samples, total, bad_log)
     bad.settle(broken)
@@ -288,17 +294,3 @@ def _broken(data: RecordSet, kind: Kind, lengths: Lengths, length: int) -> Itera
         name = data.kinds[kind].name_of(number)
         detail = f"{lengths.tokens[number]} tokens, at most {length}"
         yield BadSample(-1, directory, kind, number, name, "longer than a row", detail)
-
-
-def _schedule(
-    tables: Mapping[Kind, LengthTable],
-    samples: Mapping[Kind, int],
-    length: int,
-    seed: int,
-    data: Sequence[str],
-) -> Schedule:
-    try:
-        return Schedule(tables, samples, length=length, seed=seed)
-    except InputError as error:
-        names = " ".join(data)
-        raise InputError(f"--data {names}: {error.what}", error.allowed, error.fix) from error

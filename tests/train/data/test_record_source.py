@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from janus_jax.errors import InputError
+from janus_jax.errors import InputError, RunFailed
 from tests.train.data.records.sets import (
     CODEBOOK_SIZE,
     IMAGE_TOKENS,
@@ -26,6 +26,7 @@ from tests.train.data.records.sets import (
 from train.data.bad_samples import TooManyBadSamples
 from train.data.packing import Conversation, Generation
 from train.data.record_source import RecordSource, open_source
+from train.data.records import lengths
 
 SAMPLES = {"understanding": 2, "text": 1, "generation": 3}
 
@@ -177,13 +178,51 @@ def test_a_record_that_changed_since_it_was_measured_is_broken(tmp_path: Path):
     assert {bad.reason for bad in source.found(0)} == {"longer than when it was measured"}
 
 
-def test_storage_that_fails_counts_as_broken_samples(tmp_path: Path):
+def test_storage_that_fails_for_a_while_changes_nothing(tmp_path: Path, monkeypatch):
+    data = write_set(tmp_path / "set", map(text, range(6)))
+    kept = opened(str(data), samples={"text": 2})
+    want = ids(samples(kept, [0]))
+    source = pickle.loads(pickle.dumps(kept))  # as a worker gets it, with files yet to open
+    away = (data / "text").rename(tmp_path / "away")
+    waited = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            away.rename(data / "text")
+
+    monkeypatch.setattr(lengths.time, "sleep", wait)
+    assert ids(samples(source, [0])) == want and waited == [1, 5]
+    assert source.found(0) == []
+
+
+def test_storage_that_goes_on_failing_ends_the_run_and_no_sample_is_broken(
+    tmp_path: Path, monkeypatch
+):
     data = write_set(tmp_path / "set", [text(1), text(2)])
     source = pickle.loads(pickle.dumps(opened(str(data), samples={"text": 1})))
     shutil.rmtree(data / "text")
-    assert samples(source, [0]) == [[None]]
-    assert {bad.reason for bad in source.found(0)} == {"storage failed"}
-    assert source.bad.count == 0  # the step has not been taken
+    monkeypatch.setattr(lengths.time, "sleep", lambda seconds: None)
+    with pytest.raises(RunFailed, match=r"text\[\d\] cannot be read, asked 4 times in 31 s"):
+        samples(source, [0])
+    assert source.found(0) == []
+
+
+def test_a_file_that_is_open_and_fails_is_opened_anew(tmp_path: Path, monkeypatch):
+    data = write_set(tmp_path / "set", [text(1), text(2)])
+    source = opened(str(data), samples={"text": 1})
+    want = samples(source, [0])
+    records = source._parts["text"][0].records
+    monkeypatch.setattr(lengths.time, "sleep", lambda seconds: None)
+
+    class Failing:
+        """A reader whose file handle went stale."""
+
+        def read(self, positions):
+            raise OSError(116, "Stale file handle")
+
+    records._source._readers = [Failing()] * len(records._source._readers)
+    assert ids(samples(source, [0])) == ids(want)
 
 
 def test_data_without_image_tokens_is_refused_with_the_command_that_makes_them(tmp_path: Path):

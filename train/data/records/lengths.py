@@ -3,8 +3,8 @@
     lengths/generation-0123456789abcdef.npz
 
 A file's name stands for everything that its content depends on: the records, and how they are
-prepared (`Preparation.fingerprint`). So a wrong file is never read, and hosts that measure at the
-same time write the same bytes.
+prepared (`Preparation.fingerprint`). So a wrong file is never read, and whoever measures writes the
+same bytes. Of the processes of a run one measures, and the others wait for its file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.errors import InputError
+from janus_jax.errors import InputError, RunFailed
+from janus_jax.hosts import team
 from train.data.packing import Kind
 from train.data.records.prepare import Preparation
 from train.data.records.record import Record
@@ -33,6 +35,8 @@ from train.data.records.shards import RecordSet, Shards
 Progress = Callable[[int, int], None]
 
 _CHUNK = 4096
+# Seconds before a record is asked for again.
+_WAITS = (1, 5, 25)
 # Below this, starting processes takes longer than measuring.
 _SMALL = 5 * _CHUNK
 
@@ -57,19 +61,34 @@ class Lengths:
 def read_record(records: Shards, number: int, kind: Kind) -> Record:
     """One record of a data set.
 
+    Storage that fails is asked again for half a minute. What it holds may be sound, so it is no
+    broken record: a run that passed it over would have trained on something else.
+
     Raises:
       BrokenRecord: it is damaged, or of another kind.
-      Exception: storage failed; the record may be sound.
+      RunFailed: storage goes on failing.
     """
     name = records.name_of(number)
-    try:
-        record = records[number]
-    except InputError as error:
-        raise BrokenRecord(name, "record cannot be read", error.what) from error
-    except RuntimeError as error:  # of Riegeli, which has no type of its own for a wrong checksum
-        if "orrupted" in str(error):
-            raise BrokenRecord(name, "record cannot be read", str(error)) from error
-        raise
+    for wait in (*_WAITS, None):
+        try:
+            record = records[number]
+            break
+        except InputError as error:
+            raise BrokenRecord(name, "record cannot be read", error.what) from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Riegeli has no type of its own for a wrong checksum.
+            if isinstance(error, RuntimeError) and "orrupted" in str(error):
+                raise BrokenRecord(name, "record cannot be read", str(error)) from error
+            if wait is None:
+                raise RunFailed(
+                    f"{name} cannot be read, asked {len(_WAITS) + 1} times in {sum(_WAITS)} s "
+                    f"({type(error).__name__}: {error}); look after the storage, the run can be "
+                    "resumed"
+                ) from error
+            time.sleep(wait)
+            records.reopen()
     if record.kind != kind:
         raise BrokenRecord(name, "record is of another kind", record.kind)
     return record
@@ -80,33 +99,71 @@ def load_lengths(
     kind: Kind,
     preparation: Preparation,
     *,
+    fallback: Path | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Lengths:
     """Lengths of one kind: from the file, or measured and written there.
 
     Args:
-      data: the data set; where its directory cannot be written, every run measures again.
+      data: the data set.
       kind: which records, of those that are there.
       preparation: how they become samples.
+      fallback: where the file goes if the data set's directory cannot be written; without it every
+        run measures again.
       workers: processes to measure with.
       progress: called with (records done, records in all).
     """
     records = data.kinds[kind]
     content = json.dumps(data.manifest["kinds"][kind], sort_keys=True) + preparation.fingerprint()
     name = hashlib.sha256(content.encode()).hexdigest()[:16]
-    path = data.directory / "lengths" / f"{kind}-{name}.npz"
-    found = _read(path, len(records))
-    if found is None:
-        found = _measure(records, kind, preparation, workers, progress)
+    folders = [data.directory / "lengths", *([fallback] if fallback else [])]
+    paths = [folder / f"{kind}-{name}.npz" for folder in folders]
+    found, others = _read(paths, len(records)), team()
+    if others is None:
+        return found or _measured(paths, records, kind, preparation, workers, progress)
+    missing = others.any(found is None)
+    if found is not None and not missing:
+        return found
+    if others.index:
+        # While process 0 measures it says so again and again: no wait is longer than a chunk takes.
+        while others.any(False):
+            pass
+        found = found or _read(paths, len(records))  # none where every host has files of its own
+        return found or _measured(paths, records, kind, preparation, workers, progress)
+
+    def busy(done: int, size: int) -> None:
+        others.any(True)
+        if progress:
+            progress(done, size)
+
+    found = found or _measured(paths, records, kind, preparation, workers, busy)
+    others.any(False)
+    return found
+
+
+def _measured(
+    paths: Sequence[Path],
+    records: Shards,
+    kind: Kind,
+    preparation: Preparation,
+    workers: int,
+    progress: Progress | None,
+) -> Lengths:
+    """Measures, and writes the first of some files that can be written."""
+    found = _measure(records, kind, preparation, workers, progress)
+    refused: OSError | None = None
+    for path in paths:
         try:
             _write(path, found)
+            return found
         except OSError as error:
-            print(
-                f"janus-jax: {str(path.parent)!r} cannot be written ({error.strerror}): the next "
-                "run measures the records again",
-                file=sys.stderr,
-            )
+            refused = refused or error
+    print(
+        f"janus-jax: {str(paths[0].parent)!r} cannot be written ({refused and refused.strerror}): "
+        "the next run measures the records again",
+        file=sys.stderr,
+    )
     return found
 
 
@@ -166,15 +223,17 @@ def _measure_in_worker(chunk: range) -> tuple[np.ndarray, list[dict[str, Any]]]:
     return _measure_chunk(records, kind, preparation, chunk)
 
 
-def _read(path: Path, size: int) -> Lengths | None:
-    try:
-        with path.open("rb") as file, np.load(file) as content:
-            table, broken = content["lengths"], json.loads(content["broken"].item())
-    except Exception:  # not there, or damaged: measured again
-        return None
-    if table.shape != (3, size):
-        return None
-    return Lengths(table[0], table[1], table[2], tuple(broken))
+def _read(paths: Sequence[Path], size: int) -> Lengths | None:
+    """The first of some files that is there and whole."""
+    for path in paths:
+        try:
+            with path.open("rb") as file, np.load(file) as content:
+                table, broken = content["lengths"], json.loads(content["broken"].item())
+        except Exception:  # not there, or damaged: measured again
+            continue
+        if table.shape == (3, size):
+            return Lengths(table[0], table[1], table[2], tuple(broken))
+    return None
 
 
 def _write(path: Path, found: Lengths) -> None:

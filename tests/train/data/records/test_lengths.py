@@ -1,6 +1,9 @@
 """Lengths are measured once, kept beside the data, and never read for other data or prompts."""
 
 import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +85,74 @@ def test_a_folder_that_cannot_be_written_is_said(
     monkeypatch.setattr(lengths_module.tempfile, "mkstemp", refuse)
     assert len(load_lengths(open_records(folder), "text", PREPARATION).tokens) == 4
     assert "cannot be written (Read-only file system)" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_has_its_lengths_elsewhere(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    make = lengths_module.tempfile.mkstemp
+
+    def refuse(prefix: str, dir: Path):
+        if folder in dir.parents:
+            raise OSError(30, os.strerror(30))
+        return make(prefix=prefix, dir=dir)
+
+    monkeypatch.setattr(lengths_module.tempfile, "mkstemp", refuse)
+    mine = tmp_path / "run" / "lengths"
+    mine.parent.mkdir()
+    found = load_lengths(open_records(folder), "text", PREPARATION, fallback=mine)
+    assert len(list(mine.iterdir())) == 1 and not capsys.readouterr().err
+    forbid(monkeypatch)
+    again = load_lengths(open_records(folder), "text", PREPARATION, fallback=mine)
+    np.testing.assert_array_equal(again.tokens, found.tokens)
+
+
+class Member:
+    """One of two processes, as far as measuring knows it (`janus_jax.hosts.Team`)."""
+
+    def __init__(self, index: int, votes: list[bool], both: threading.Barrier):
+        self.index, self._votes, self._both = index, votes, both
+
+    def any(self, mine: bool) -> bool:
+        self._votes[self.index] = mine
+        self._both.wait(30)
+        found = any(self._votes)
+        self._both.wait(30)
+        return found
+
+
+def measured_by(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Which of two processes has measured each record, in order."""
+    mine, votes, both = threading.local(), [False, False], threading.Barrier(2)
+    by: list[int] = []
+    measure = Preparation.measure
+
+    def counted(self: Preparation, record: Record):
+        by.append(mine.member.index)
+        return measure(self, record)
+
+    def process(index: int):
+        mine.member = Member(index, votes, both)
+        return load_lengths(open_records(folders[index]), "text", PREPARATION).tokens.tolist()
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(lengths_module, "team", lambda: mine.member)
+        patch.setattr(lengths_module, "_CHUNK", 3)
+        patch.setattr(Preparation, "measure", counted)
+        first, second = pool.map(process, (0, 1))
+    assert first == second and len(first) == 4
+    return by
+
+
+def test_of_several_processes_one_measures_and_the_others_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert measured_by((folder, folder), monkeypatch) == [0] * 4
+    assert measured_by((folder, folder), monkeypatch) == []
+    # Each host has a copy of its own, and the first one's is measured already.
+    other = Path(shutil.copytree(folder, tmp_path / "copy"))
+    shutil.rmtree(other / "lengths")
+    assert measured_by((folder, other), monkeypatch) == [1] * 4
 
 
 def test_processes_measure_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch):
