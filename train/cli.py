@@ -11,6 +11,7 @@ from janus_jax.hosts import HostsConfig, connect, is_first
 from train.arguments import parse_preset
 from train.config import TrainConfig
 from train.presets import EMOJI_RECIPE, PRESETS
+from train.stopping import stop_on_signal
 
 RECIPES = {"emoji": EMOJI_RECIPE}
 
@@ -42,9 +43,9 @@ class Flags:
     Attributes:
       run_dir: directory of the run; default runs/PRESET.
       resume: go on where a run with the same config stopped.
-      overwrite: delete the run that is there.
-      fall_back: with --resume: where the newest checkpoint is damaged, delete it and go on from the
-        one before.
+      overwrite: delete what the run that is there has written.
+      fall_back: with --resume: where the newest checkpoint is damaged, set it aside and go on from
+        the one before.
       hosts: which processes train together.
     """
 
@@ -76,10 +77,10 @@ def main(argv: list[str]) -> int:
     if name in RECIPES:
         flags = parse(Flags, rest, prog=f"janus-jax train {name}")
         root = flags.run_dir or Path("runs")
-        connect(flags.hosts)
+        _connect(flags.hosts)
         return run_recipe(RECIPES[name], root, overwrite=flags.overwrite, fall_back=flags.fall_back)
     flags, config = parse_preset(Flags(), argv, PRESETS, command="train", others=(*RECIPES,))
-    connect(flags.hosts)
+    _connect(flags.hosts)
     from train.loop import run
 
     return run(
@@ -89,6 +90,13 @@ def main(argv: list[str]) -> int:
         overwrite=flags.overwrite,
         fall_back=flags.fall_back,
     )
+
+
+def _connect(hosts: HostsConfig) -> None:
+    """Meets the other processes; a signal that comes meanwhile means what it means in a run."""
+    with stop_on_signal():
+        connect(hosts)
+        import train.loop  # noqa: F401  (takes seconds)
 
 
 def run_recipe(

@@ -1,14 +1,16 @@
 """The training loop, from an empty directory to a saved model.
 
-A run directory holds `config.json` (the resolved preset), `metrics.jsonl`, `checkpoints/`,
-`previews/`, `goodput.json`, perhaps `bad_steps.jsonl` and what else watches the run, and at the end
-`params/` (the parts that this run and its ancestors trained) and, when all parts are there,
-`model/`, which `janus-jax generate --model` and `chat --model` read. `done` is written last.
+A run directory holds `config.json` (the preset, and what it left open and the run decided),
+`metrics.jsonl`, `checkpoints/`, `previews/`, `goodput.json`, perhaps `bad_steps.jsonl` and what else
+watches the run, and at the end `params/` (the parts that this run and its ancestors trained) and,
+when all parts are there, `model/`, which `janus-jax generate --model` and `chat --model` read.
+`done` is written last.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
@@ -24,7 +26,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from janus_jax.errors import InputError
-from janus_jax.functional import flat_params
+from janus_jax.functional import abstract, count_params, flat_params
 from janus_jax.hosts import is_first, team, wait
 from janus_jax.params_io import save_params
 from train import rundir
@@ -36,7 +38,7 @@ from train.feed import Feed
 from train.init import initial_parts
 from train.mesh import replicate, training_mesh
 from train.optim import make_optimizer
-from train.own_data import resolve
+from train.own_data import data_digests, resolve
 from train.plan.chips import compiler_options
 from train.previews import find_examples, save_preview
 from train.report import print_heldout
@@ -106,7 +108,8 @@ def run(
         raise InputError("--resume and --overwrite exclude each other", "one of them")
     if fall_back and not resume:
         raise InputError("--fall-back goes with --resume", fix="add --resume")
-    with rundir.locked(run_dir) if is_first() else nullcontext():
+    # What comes before the first step can take longer than a scheduler waits, too.
+    with stop_on_signal() as stop, rundir.locked(run_dir) if is_first() else nullcontext():
         if is_first():
             rundir.prepare(config, run_dir, resume=resume, overwrite=overwrite)
         wait("prepared")
@@ -115,8 +118,11 @@ def run(
             say(f"{config.name}: already done, in {run_dir}")
             return 0
         config = resolve(config, run_dir)
+        wait("resolved")  # all have read what the first one now writes
+        if is_first():
+            rundir.settle(run_dir, config, data_digests(config))
         goodput = Goodput(run_dir / "goodput.json" if is_first() else None)
-        with rundir.writable(run_dir), stop_on_signal() as stop:
+        with rundir.writable(run_dir):
             # Leaving the block waits for the last save.
             with closing(Checkpoints(run_dir / "checkpoints")) as checkpoints:
                 this, state = start(config, run_dir, checkpoints, fall_back=fall_back)
@@ -146,8 +152,11 @@ def start(
     parts = config.trained_children()
     like = abstract_state(task.abstract, parts, optimizer)
     shardings = state_shardings(like, mesh)
-    checkpoints.check_room(like)
     latest = checkpoints.latest()
+    saves = math.ceil((config.steps - (latest or 0)) / config.checkpoint_every)
+    # At most all parameters in float32, and the model directory in bfloat16.
+    result = (4 + 2) * count_params(abstract(task.origin.model)[1])
+    checkpoints.check_room_for_all(like, saves, result)
     # Before the weights are made, so that a missing run is reported at once.
     wanted = set(config.initial_runs()) if latest is None else {"vq"}
     given = initial_parts(config, run_dir, task.origin.model, mesh, wanted)
@@ -204,13 +213,16 @@ def train(
         profile=config.profile,
     )
 
+    # With rows to fill, the data says how many there are.
+    samples = config.batch_size or len(feed.ids(0))
+
     def save() -> None:
         with watch.save(done) as metrics:
             checkpoints.save(
                 done,
                 state,
                 metrics=metrics,
-                sampler={"next_sample": done * config.batch_size, "seed": config.seed},
+                sampler={"next_sample": done * samples, "seed": config.seed},
                 config=dataclasses.asdict(config),
             )
 
@@ -281,6 +293,8 @@ def make_evaluation(run: Run) -> Callable[[int, TrainState, Watch], None]:
     def evaluate(step: int, state: TrainState, watch: Watch) -> None:
         if feed is not None:
             watch.evaluated(step, losses(feed, state))
+        if config.data and examples is None:
+            return  # data without pictures to draw
         path = run.directory / "previews" / f"{step:07d}.png"
         shown = save_preview(whole_params(run, state), task.origin.model, path, examples)
         if shown:

@@ -8,6 +8,7 @@ RUN_DIR/data/broken.jsonl   records that cannot be used, with the reasons
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -25,6 +26,7 @@ from janus_jax.errors import InputError
 from janus_jax.manifest import read_json
 from janus_jax.models.janus import JanusModel
 from janus_jax.nn.layers import ShapesOnly
+from train import rundir
 from train.config import Mixture, TrainConfig
 from train.data.mixture import parse_data
 from train.data.packing import KINDS, Kind
@@ -33,7 +35,7 @@ from train.data.records.lengths import load_lengths
 from train.data.records.pack import PackSettings, pack
 from train.data.records.parting import part
 from train.data.records.prepare import Preparation
-from train.data.records.shards import open_records
+from train.data.records.shards import open_records, read_manifest
 from train.data.records.sources import is_file_input
 from train.data.schedule import LengthTable, Schedule
 from train.init import Origin, find_origin, initial_parts
@@ -47,19 +49,22 @@ _TRIED = 8
 def resolve(config: TrainConfig, run_dir: Path) -> TrainConfig:
     """The config of the steps: files packed, and what was left to the data and the device decided.
 
-    Where nothing was left open the config comes back as it is. A resumed run finds what was packed.
+    Where nothing was left open the config comes back as it is. A resumed run finds what was packed,
+    and what was decided when it began (`train.rundir.settle`).
 
     Args:
       config: what the user set.
-      run_dir: the run directory, held by `train.rundir.locked`.
+      run_dir: the run directory, held by `train.rundir.locked`, with that config in it.
 
     Raises:
       InputError: no data, files that cannot be used, too many broken records, or nothing to make
         image tokens with.
     """
+    decided = rundir.read_resolved(run_dir)
     if config.compute_dtype == "auto":
-        on_cpu = jax.default_backend() == "cpu"
-        config = dataclasses.replace(config, compute_dtype="float32" if on_cpu else "bfloat16")
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = decided.compute_dtype if decided else dtype
+        config = dataclasses.replace(config, compute_dtype=dtype)
     if config.fit_to_data and not config.data:
         raise InputError("--data is missing", "a JSONL, tar or Parquet file, or a packed data set")
     files = tuple(name for name in config.data if is_file_input(name))
@@ -81,7 +86,28 @@ def resolve(config: TrainConfig, run_dir: Path) -> TrainConfig:
             data=(str(own / "train"), *rest),
             heldout=(*kept_out, *config.heldout),
         )
-    return fit(config, origin) if config.fit_to_data else config
+    if not config.fit_to_data:
+        return config
+    if decided is None:
+        return fit(config, origin)
+    names = ("fit_to_data", "mixture", "batch_size", "length", "steps")
+    return dataclasses.replace(config, **{name: getattr(decided, name) for name in names})
+
+
+def data_digests(config: TrainConfig) -> list[str]:
+    """For each data set of a run, held-out ones last, a digest of what its manifest says it holds.
+
+    Raises:
+      InputError: one that is none.
+    """
+    digests = []
+    for names in filter(None, (config.data, config.heldout)):
+        for found in parse_data(names):
+            # The paths that it was made from say nothing about it.
+            manifest = read_manifest(found.directory) | {"source": []}
+            text = json.dumps(manifest, sort_keys=True)
+            digests.append(hashlib.sha256(text.encode()).hexdigest()[:16])
+    return digests
 
 
 def pack_files(files: tuple[str, ...], config: TrainConfig, origin: Origin, run_dir: Path) -> None:
@@ -144,7 +170,8 @@ def _list_broken(packed: Path, path: Path, config: TrainConfig) -> None:
         raise InputError(
             f"{what}, --max-bad-samples is {limit:g}; the first: {first['id']}: {first['reason']} "
             f"{first['detail']}",
-            fix=f"repair those that {path} lists, or raise --max-bad-samples, and add --overwrite",
+            fix=f"raise --max-bad-samples and add --resume, or repair those that {path} lists and add "
+            "--overwrite",
         )
 
 

@@ -2,11 +2,13 @@
 
 import re
 import signal
+import socket
 import time
 
 import pytest
 
 from tests.faults.jobs import Job, go_on_to_the_end, steps_saved
+from tests.multiprocess.children import free_port
 
 AT_ONCE = 30  # seconds that a scheduler waits between SIGTERM and SIGKILL
 
@@ -49,6 +51,30 @@ def test_sigterm_in_the_first_compilation_exits_75_at_once(whole, tmp_path):
     assert "stopped before the first step; nothing to save\n" in job.said()
     assert steps_saved(run_dir) == []
     go_on_to_the_end(run_dir, whole)
+
+
+def test_sigterm_while_data_is_packed_exits_75_at_once(tmp_path):
+    job = Job(tmp_path / "run", at="resolution")
+    job.come_there()
+    job.send(signal.SIGTERM)
+    assert job.ended(AT_ONCE) == 75, job.said()
+    assert job.said() == "stopped before the first step; nothing to save\n"
+
+
+def test_sigterm_while_other_processes_are_waited_for_exits_75_at_once(tmp_path):
+    port = free_port()
+    hosts = ("--hosts.coordinator", f"localhost:{port}", "--hosts.processes", "2")
+    job = Job(tmp_path / "run", *hosts, "--hosts.process", "0")
+    end = time.monotonic() + AT_ONCE
+    while True:
+        with socket.socket() as box:
+            if box.connect_ex(("localhost", port)) == 0:
+                break
+        assert job.running() and time.monotonic() < end, job.said()
+        time.sleep(0.05)
+    job.send(signal.SIGTERM)
+    assert job.ended(AT_ONCE) == 75, job.said()
+    assert "stopped before the first step; nothing to save\n" in job.said()
 
 
 def test_a_second_signal_aborts_fast_with_nothing_half_visible(whole, tmp_path):

@@ -112,6 +112,11 @@ def _mark_at_batch(number: int, mark: Path, pause: float = 0) -> None:
     feed.PackedFeed.place = counted
 
 
+def _in_the_resolution(mark: Path) -> None:
+    """As where files are packed and encoded."""
+    loop.resolve = lambda *args: _wait(mark)
+
+
 def _in_the_evaluation(mark: Path) -> None:
     loop.save_preview = lambda *args, **kwargs: _wait(mark)
 
@@ -171,6 +176,7 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "data wait": _in_the_data_wait_of(3),
     "fifth data wait": _in_the_data_wait_of(5),
     "evaluation": _in_the_evaluation,
+    "resolution": _in_the_resolution,
     "first compilation": _in_the_first_compilation,
     "save": _in_a_save,
     "step": _in_a_step,

@@ -10,8 +10,9 @@ import pytest
 from janus_jax.config import DEBUG
 from janus_jax.errors import InputError
 from tests.train.data.records.sets import generation, picture, text, understanding, write_set
-from tests.train.runs import metrics, tiny
-from train import rundir
+from tests.train.runs import make_idle_step, metrics, tiny
+from train import loop, rundir
+from train.checkpoints import Checkpoints
 from train.data.bad_samples import TooManyBadSamples
 from train.data.records.cli import main
 from train.loop import run
@@ -88,6 +89,34 @@ def test_a_run_with_too_many_broken_samples_ends(data: Path, debug_dir: Path, tm
             resume=False,
             overwrite=False,
         )
+
+
+def test_a_run_that_fills_rows_says_which_sample_is_next(
+    data: Path, debug_dir: Path, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.setattr(loop, "make_step", make_idle_step)
+    rows = config(data, debug_dir, rows=2, batch_size=0, code_noise=0.0)
+    assert run(rows, tmp_path, resume=False, overwrite=False) == 0
+    samples = len(listed(str(tmp_path), "--step", "0", capsys=capsys))
+    record = Checkpoints(tmp_path / "checkpoints").record()
+    assert samples >= 10 and record.sampler["next_sample"] == 4 * samples
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(debug_dir: Path, tmp_path, monkeypatch):
+    def begun(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "make_task", begun)
+    folder = write_set(tmp_path / "set", map(text, range(8)))
+    run_dir, settings = tmp_path / "run", config(folder, debug_dir)
+    for resume in (False, True):
+        with pytest.raises(MemoryError):
+            run(settings, run_dir, resume=resume, overwrite=False)
+    write_set(folder, map(text, range(9)))
+    with pytest.raises(InputError, match=f"--data {folder}:2 does not hold what it held when"):
+        run(settings, run_dir, resume=True, overwrite=False)
+    with pytest.raises(MemoryError):
+        run(settings, run_dir, resume=False, overwrite=True)
 
 
 def test_ids_of_runs_on_the_drawings_and_of_no_run(tmp_path: Path, capsys):

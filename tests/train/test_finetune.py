@@ -1,5 +1,6 @@
 """`janus-jax train finetune` on a few pictures: from the JSONL file to a model others can use."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from janus_jax import Janus
 from janus_jax.cli import main
 from janus_jax.functional import flat_params
 from tests.train.data.records.files import picture, turns, write_jsonl
-from tests.train.runs import checkpoint, metrics, params
+from tests.train.runs import checkpoint, make_idle_step, metrics, params
 from train import loop, own_data
-from train.rundir import read_json
+from train.checkpoints import Checkpoints
+from train.rundir import read_config, read_json, read_resolved
 
 CAPTIONED, TALKS = 12, 6
 STEPS = 4
@@ -81,6 +83,17 @@ def test_the_run_keeps_its_data_and_says_what_it_left_out(lora):
     assert sorted(p.name for p in (lora / "data").iterdir()) == ["broken.jsonl", "heldout", "train"]
 
 
+def test_the_config_says_what_was_decided_for_the_run(lora):
+    content = read_json(lora / "config.json")
+    asked, resolved = read_config(lora), read_resolved(lora)
+    assert asked.fit_to_data and asked.length == 0 and asked.compute_dtype == "auto"
+    assert resolved and content["resolved"]["length"] == resolved.length
+    assert resolved.length % 128 == 0 and sum(resolved.samples().values()) == 6
+    assert resolved.data == (str(lora / "data" / "train"),) and not resolved.fit_to_data
+    saved = Checkpoints(lora / "checkpoints").record().config
+    assert saved == json.loads(json.dumps(dataclasses.asdict(resolved)))
+
+
 def test_what_is_held_out_is_measured_before_and_after(lora, capsys):
     records = metrics(lora)
     measured = [r for r in records if any(k.startswith("heldout_") for k in r)]
@@ -126,6 +139,13 @@ def test_previews_show_the_user_s_own_captions(lora):
     assert rows in (2, 4) and columns == 8
 
 
+def test_data_without_pictures_to_draw_has_no_previews(debug_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "make_step", make_idle_step)
+    data = write_jsonl(tmp_path / "talk.jsonl", [{"turns": turns(i)} for i in range(8)])
+    assert main.run(command("finetune", debug_dir, data, tmp_path / "run")) == 0
+    assert (tmp_path / "run" / "model").is_dir() and not (tmp_path / "run" / "previews").exists()
+
+
 def test_lora_changes_its_matrices_alone(lora, debug_model):
     depth = debug_model.config.llm.depth
     assert changed(lora, debug_model) == {
@@ -165,9 +185,10 @@ def test_a_crash_and_the_rest_is_bit_equal_on_the_data_packed_at_first(
         assert main.run(words) == 1
 
     def nothing(*args, **kwargs):
-        raise AssertionError("packed again")
+        raise AssertionError("packed or fitted again")
 
     monkeypatch.setattr(own_data, "pack", nothing)
+    monkeypatch.setattr(own_data, "fit", nothing)
     assert main.run([*words, "--resume"]) == 0
     assert metrics(tmp_path / "run") == metrics(lora)
     found, want = params(tmp_path / "run"), params(lora)

@@ -1,12 +1,33 @@
 """What a run on somebody's own data is fitted to."""
 
+import dataclasses
 from fractions import Fraction
 
+import jax
 import numpy as np
 import pytest
 
+from tests.train.runs import tiny
+from train import rundir
 from train.data.schedule import LengthTable, Schedule
-from train.own_data import row_length, shares
+from train.own_data import resolve, row_length, shares
+
+
+def test_what_was_left_to_the_device_stays_where_a_run_goes_on_on_another(tmp_path, monkeypatch):
+    asked = tiny("emoji-llm", compute_dtype="auto")
+    rundir.prepare(asked, tmp_path, resume=False, overwrite=False)
+    for backend in ("cpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        resolved = resolve(asked, tmp_path)
+        assert resolved.compute_dtype == "float32"
+        rundir.settle(tmp_path, resolved, [])
+        # How it is watched may change, and changes nothing of it.
+        asked = dataclasses.replace(asked, log_every=7)
+        rundir.prepare(asked, tmp_path, resume=True, overwrite=False)
+    assert rundir.read_config(tmp_path) == asked
+    assert rundir.read_resolved(tmp_path) == dataclasses.replace(asked, compute_dtype="float32")
+    rundir.prepare(asked, tmp_path, resume=False, overwrite=True)
+    assert resolve(asked, tmp_path).compute_dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(
