@@ -205,6 +205,8 @@ def test_too_many_pictures_are_refused_with_the_number_that_fits(debug_dir, monk
     monkeypatch.setenv("JANUS_JAX_MEMORY_GB", str((two + 10) / 1e9))
     with pytest.raises(InputError, match=r"drawing 3 pictures at once takes .* at most 2 at once"):
         model.generate_codes(["a red apple"], 3, at_once=3)
+    # Two are all that there are to draw.
+    model.generate_codes(["a red apple"], 2, at_once=3)
     # Left to itself it draws two at a time, and the pictures are the same.
     codes = model.generate_codes(["a red apple"], 3)
     monkeypatch.delenv("JANUS_JAX_MEMORY_GB")

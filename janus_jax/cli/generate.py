@@ -42,7 +42,8 @@ class Generate:
         again: Draw the picture of this PNG file once more, from what the file says.
         n: Pictures a prompt.
         first: Number of the first picture of each prompt.
-        at_once: Pictures drawn at once; by default as many as memory allows, at most 16.
+        at_once: Pictures drawn at once; by default as many as memory allows, at most 16. A CPU
+            refuses more, which would come out as other pictures.
         cfg: Weight of classifier-free guidance; 1 is none.
         temperature: Spread of the sampling; 0 takes the likeliest code each time.
         top_k: Draw from the K likeliest codes only.

@@ -302,17 +302,25 @@ def generate_codes(
       progress: called with (codes drawn, codes in all) now and then.
       drawn: called with (place of the prompt, number of the picture, its codes int32 [P]) for the
         pictures that are drawn at once, before the next are begun.
-      at_once: pictures drawn at once; None draws as many as fit, at most MAX_PICTURES.
+      at_once: pictures drawn at once; None draws as many as fit, at most MAX_PICTURES. More are
+        refused on a CPU, for the reason at the top of this file.
 
     Returns:
       int32 [len(prompts), len(numbers), P].
 
     Raises:
       BadPrompts: some prompts are no texts, empty or too long; nothing was drawn.
-      InputError: no list of prompts, or too little memory.
+      InputError: no list of prompts, too many at once, or too little memory.
     """
     rows = encode_prompts(config, tokenizer, roles, prompts)
-    size = config.num_image_tokens
+    size, count = config.num_image_tokens, len(rows) * len(numbers)
+    if at_once is not None:
+        at_once = min(at_once, count)
+        if at_once > MAX_PICTURES and jax.default_backend() == "cpu":
+            raise InputError(
+                f"drawing {at_once} pictures at once",
+                f"at most {MAX_PICTURES} on a CPU, where more come out as other pictures",
+            )
     codes = np.zeros((len(rows), len(numbers), size), np.int32)
     total, done = codes.size, 0
     weight = np.float32(cfg)
@@ -323,7 +331,7 @@ def generate_codes(
         param_bytes(params),
         max(lengths),
         itemsize=cache_itemsize(params),
-        most=min(MAX_PICTURES, codes.size // size),
+        most=min(MAX_PICTURES, count),
         asked=at_once,
         prompts=len(rows),
         mesh=None if mesh is None else dict(mesh.shape),

@@ -76,6 +76,13 @@ def test_a_picture_is_the_same_in_any_batch_size(debug_model, alone):
     np.testing.assert_array_equal(many[1, :4], alone)
 
 
+def test_a_cpu_refuses_a_batch_that_would_give_other_pictures(debug_model, alone):
+    with pytest.raises(InputError, match=r"drawing 17 pictures at once; allowed: at most 16"):
+        draw(debug_model, [APPLE], 17, at_once=2000)
+    # No more count than there are.
+    np.testing.assert_array_equal(draw(debug_model, [APPLE], 4, at_once=17)[0], alone)
+
+
 def test_caches_agree_to_the_last_bit(debug_model, monkeypatch):
     # Equal codes could be luck; equal keys and values after the whole picture are not.
     states, advance = [], image.advance
@@ -137,8 +144,9 @@ def test_cached_logits_are_those_of_full_recomputation(debug_model, alone):
         (2.0, Sampling(1.0, top_p=np.float32(0.8))),
     ],
 )
-def test_codes_follow_the_exact_guided_softmax(debug_model, cfg, how):
+def test_codes_follow_the_exact_guided_softmax(debug_model, monkeypatch, cfg, how):
     n = 2000
+    monkeypatch.setattr(image, "MAX_PICTURES", n)  # rounding does not matter here
     codes = draw(debug_model, [APPLE], n, cfg=cfg, how=how, at_once=n)[0]
     c, u = (x[0] for x in exact_logits(debug_model, APPLE, codes[0]))
     logits = u + cfg * (c - u)
