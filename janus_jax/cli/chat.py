@@ -44,7 +44,8 @@ class Chat:
         dtype: Precision of the weights; by default float32 on a CPU, bfloat16 elsewhere. int8
             takes 55 to 65% of bfloat16's memory.
         mesh: Spread the model over all devices, such as fsdp=2,tensor=4.
-        json: Print {"text": ...} on stdout, one line an answer, instead of the bare answer.
+        json: Print {"text": ...} on stdout instead of the bare answer; without QUESTION, one line
+            for each that is read, {"error": ...} where it could not be used or was interrupted.
     """
 
     question: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="QUESTION")] = None

@@ -132,10 +132,16 @@ class Session:
 
     def _ask(self, question: str) -> None:
         turns = len(self._chat.history)
-        pieces = self._chat.ask(question, self._images, max_tokens=self._max_tokens, stream=True)
         try:
+            pieces = self._chat.ask(
+                question, self._images, max_tokens=self._max_tokens, stream=True
+            )
             with contextlib.closing(pieces):
                 write_answer(pieces, as_json=self._json)
+        except (InputError, KeyboardInterrupt) as error:
+            if self._json:  # one line a question, so that a script can tell which failed
+                print(json.dumps({"error": str(error) or "interrupted"}), flush=True)
+            raise
         finally:
             # A turn that was stopped before its first token left no trace: keep its pictures.
             if len(self._chat.history) > turns:
@@ -165,7 +171,7 @@ class Session:
 def _prepare_stdin(keyboard: bool) -> None:
     """Line editing at the keyboard; a line that is not UTF-8 is an error of that line alone."""
     if keyboard:
-        with contextlib.suppress(ImportError):  # not on Windows
+        with contextlib.suppress(ImportError):  # some builds of Python lack it
             import readline  # noqa: F401  (its import changes what `input` does)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")

@@ -85,7 +85,11 @@ def test_errors_are_one_line_each_and_do_not_end_the_session(piped, model, tmp_p
     lines = ["/foo", "/reset now", "/image", f"/image {gone}", "word " * 600, "ab\udcff", "What?"]
     status, out, err = piped("\n".join(lines).encode(errors="surrogateescape"), "--json")
     assert status == 2, "a script must learn that something failed"
-    assert answers(out) == [model.chat("What?", max_tokens=12)]
+    # One line for each question, none for the commands.
+    *failed, answer = map(json.loads, out)
+    assert [set(line) for line in failed] == [{"error"}] * 2
+    assert "too long" in failed[0]["error"] and "not valid Unicode" in failed[1]["error"]
+    assert answer == {"text": model.chat("What?", max_tokens=12)}
     expected = ["'/foo' is no command", "/reset now", "/image has no file"]
     expected += ["does not exist", "too long", "not valid Unicode"]
     assert len(err) == len(expected)
@@ -114,12 +118,13 @@ def test_an_interrupt_stops_the_answer_but_not_the_session(piped, model, monkeyp
     monkeypatch.setattr(repl, "write_answer", interrupted)
     status, out, err = piped(f"What?\n/image {picture}\nAnd?\nAnd?\n", "--json")
     assert (status, err) == (0, ["(stopped)"] * 2)
+    assert [json.loads(line) for line in out[:2]] == [{"error": "interrupted"}] * 2
     chat = model.start_chat()
     stream = chat.ask("What?", max_tokens=12, stream=True)
     next(stream)
     stream.close()
     # The second question left no trace, and its picture waited for the third.
-    assert answers(out) == [chat.ask("And?", [picture], max_tokens=12)]
+    assert answers(out[2:]) == [chat.ask("And?", [picture], max_tokens=12)]
 
 
 class Terminal:
@@ -212,4 +217,5 @@ def test_a_keyboard_interrupt_during_an_answer(debug_dir, monkeypatch, capsys):
     monkeypatch.setattr(Conversation, "_tokens", tokens)
     status = main.run(["chat", "--model", str(debug_dir), "--max-tokens", "12", "--json"])
     out, err = capsys.readouterr()
-    assert (status, err, len(out.splitlines())) == (0, "(stopped)\n", 1)
+    assert (status, err) == (0, "(stopped)\n")
+    assert [set(json.loads(line)) for line in out.splitlines()] == [{"error"}, {"text"}]
