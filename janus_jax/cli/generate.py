@@ -39,7 +39,8 @@ class Generate:
         model: The shipped model `emoji`, `debug` (random weights), a model directory, or PyTorch
             weights to be converted on first use: a directory, or a Hugging Face id with optional
             @revision.
-        again: Draw the picture of this PNG file once more, from what the file says.
+        again: Draw the picture of this PNG file once more, from what the file says. Only --model,
+            --at-once, --out, --mesh and --json may stand beside it.
         n: Pictures a prompt.
         first: Number of the first picture of each prompt.
         at_once: Pictures drawn at once; by default as many as memory allows, at most 16. A CPU
@@ -139,14 +140,17 @@ def again(options: Generate, picture: Path) -> Generate:
         The options with the prompt, seed, number and settings of the file.
 
     Raises:
-        InputError: Also prompts were given, the file is no picture of ours, or it was drawn by
-            other weights than those of the model.
+        InputError: A prompt or flag is given that the file answers already, the file is no picture
+            of ours, or it was drawn by other weights than those of the model.
     """
     from PIL import Image
 
     name = f"--again {str(picture)!r}"
-    if options.prompts:
-        raise InputError(f"{name} and PROMPT are both given", "one of them")
+    fresh = Generate()
+    for key in ("prompts", "n", "first", "seed", "dtype", *SETTINGS):
+        if getattr(options, key) != getattr(fresh, key):
+            flag = "PROMPT" if key == "prompts" else f"--{key.replace('_', '-')}"
+            raise InputError(f"{name} and {flag} are both given", "one of them")
     try:
         with Image.open(picture) as image:
             found = dict(image.info)
@@ -164,7 +168,7 @@ def again(options: Generate, picture: Path) -> Generate:
         model, _, fingerprint = found["model"].rpartition(" ")
     except FileNotFoundError as error:
         raise InputError(f"{name} does not exist", fix="check the path") from error
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{name} does not say how it was drawn", "a PNG of janus-jax") from error
     if drawn.model == "emoji" and model not in ("emoji", ""):
         raise InputError(

@@ -99,6 +99,14 @@ def test_a_picture_of_other_weights_or_of_nobody_is_not_drawn_again(run, tmp_pat
     assert Path(path).read_bytes() == content
 
 
+@pytest.mark.parametrize("settings", ["7", "null", '"cfg"', '["dtype"]', "{}", "not json"])
+def test_settings_that_are_none_are_refused(run, tmp_path, settings):
+    about = {"prompt": APPLE, "seed": "0", "index": "0", "model": "debug 0", "settings": settings}
+    path = tmp_path / "odd.png"
+    path.write_bytes(picture_file.encode(Image.new("RGB", (4, 4)), about))
+    assert "odd.png' does not say how it was drawn" in refused(run("--again", str(path)))
+
+
 def test_a_bad_prompt_fails_alone_and_by_name(run):
     status, out, err = run(APPLE, "  ", "word " * 600, "b")
     assert status == 2
@@ -162,7 +170,10 @@ def test_a_long_prompt_makes_a_short_name(run):
         ([APPLE, "--first", "-1"], "--first is -1"),
         ([APPLE, "--at-once", "0"], "--at-once is 0"),
         (["--again", "gone.png"], "'gone.png' does not exist"),
-        ([APPLE, "--again", "gone.png"], "both given"),
+        ([APPLE, "--again", "gone.png"], "--again 'gone.png' and PROMPT are both given"),
+        (["--again", "gone.png", "--n", "2"], "and --n are both given"),
+        (["--again", "gone.png", "--top-k", "9"], "and --top-k are both given"),
+        (["--again", "gone.png", "--dtype", "float32"], "and --dtype are both given"),
         (["word " * 600], "too long"),
     ],
 )
