@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from janus_jax import hosts
+from janus_jax import __version__, hosts
 from janus_jax.cli import assemble, chat, convert, data, doctor, generate, plan, train
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError, RunFailed
@@ -43,6 +43,7 @@ def _options(detail: bool) -> type:
             command: What to do; each command has its own --help, with examples.
             debug: Show the full traceback when something fails.
             no_compile_cache: Keep no compiled programs on disk and use none from there.
+            version: Print the version and end.
         """
 
         command: (
@@ -57,6 +58,7 @@ def _options(detail: bool) -> type:
         )
         debug: bool = False
         no_compile_cache: bool = False
+        version: bool = False
 
     return Options
 
@@ -112,6 +114,9 @@ def run(argv: Sequence[str]) -> int:
 
 def _dispatch(argv: Sequence[str]) -> int:
     argv = list(argv)
+    if "--version" in argv:
+        print(f"janus-jax {__version__}")
+        return 0
     words = [word for word in argv if word not in ("--debug", NO_CACHE)]
     if NO_CACHE in argv:
         # Read by `enable_compile_cache`, and by JAX, should the user have set a cache there.

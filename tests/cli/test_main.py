@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from janus_jax import InputError
+from janus_jax import InputError, __version__
 from janus_jax.cli import generate, main, parsing, train
 
 FULL_OPTION_BOX = """╭─ Unrecognized options ───────────────────╮
@@ -64,8 +64,13 @@ def test_top_level_help_lists_the_commands(capsys):
         main.run(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for command in ("generate", "chat", "train"):
+    for command in ("generate", "chat", "train", "--version"):
         assert command in text
+
+
+def test_the_version_is_printed(capsys):
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr() == (f"janus-jax {__version__}\n", "")
 
 
 def failing(error):
