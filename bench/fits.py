@@ -70,9 +70,6 @@ def weights(config: JanusConfig, dtype: str, quantized: bool) -> int:
 def largest(config: JanusConfig, dtype: str, device: Device) -> int:
     """The most pictures at once; 0 where not one fits, or the model cannot even be loaded."""
     compute = device.compute_dtype(dtype)
-    # An int8 model is read in the compute dtype and rounded on the device.
-    if weights(config, compute, False) > device.free:
-        return 0
     return memory.largest_batch(
         config,
         weights(config, compute, dtype == "int8"),

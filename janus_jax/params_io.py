@@ -7,7 +7,7 @@ fast as the disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,50 +134,79 @@ def restore_params(
     Raises:
       InputError: the directory is missing or damaged, or holds other parameters; lists them.
     """
-    source = Path(path).absolute()
-    wanted = flat_params(abstract_params)
-    if not source.is_dir():
-        raise InputError(f"parameters {str(source)!r} do not exist", fix="check the path")
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        saved = _metadata(checkpointer, source)
-        there = {k: tuple(v.shape) for k, v in saved.items() if not partial or k in wanted}
-        check_structure(source, there, wanted)
-        targets = None if shardings is None else flat_params(shardings)
-        how = {
-            key: ocp.RestoreArgs(restore_type=np.ndarray)
-            if targets is None
-            else ocp.ArrayRestoreArgs(
-                sharding=targets[key], dtype=leaf.dtype, global_shape=tuple(leaf.shape)
-            )
-            for key, leaf in wanted.items()
-        }
-        try:
-            restored = checkpointer.restore(
-                source,
-                args=ocp.args.PyTreeRestore(
-                    nested(wanted), restore_args=nested(how), partial_restore=partial
-                ),
-            )
-        except Exception as error:
-            raise _damaged(source, error) from error
-    arrays = _flat(restored)
-    if targets is None:
-        for key, found in (manifest or {}).items():
-            if found["sha256"] != sha256(arrays[key]):
-                raise InputError(
-                    f"{str(source)!r} is damaged: {key} does not match its sha256 in manifest.json",
-                    fix="copy or convert the model again",
-                )
-        # Cast on the host: hundreds of tiny device programs would cost more than everything else at
-        # start. Each host array is let go before the next one is copied, or all would exist twice.
-        del restored
-        for key in list(arrays):
-            host = arrays.pop(key).astype(wanted[key].dtype, copy=False)
-            arrays[key] = jax.block_until_ready(jax.device_put(host))
-            del host
+    arrays = dict(read_params(path, abstract_params, shardings, manifest=manifest, partial=partial))
     return jax.tree_util.tree_map_with_path(
         lambda path, _: arrays[_path_name(path)], abstract_params
     )
+
+
+def read_params(
+    path: str | Path,
+    abstract_params: Params,
+    shardings: Any = None,
+    *,
+    manifest: dict[str, Any] | None = None,
+    partial: bool = False,
+) -> Iterator[tuple[str, jax.Array]]:
+    """Reads what `save_params` wrote, one tensor at a time; with `shardings`, all at once.
+
+    Args:
+      path: as in `restore_params`, like all the others.
+      abstract_params: see there.
+      shardings: see there.
+      manifest: see there.
+      partial: see there.
+
+    Yields:
+      Path and value of each parameter; none is kept here.
+
+    Raises:
+      InputError: as `restore_params`, when the first one is asked for or the damaged one's turn
+        comes.
+    """
+    source = Path(path).absolute()
+    wanted = flat_params(abstract_params)
+    stored = open_params(source)
+    there = {k: tuple(v.shape) for k, v in stored.items() if not partial or k in wanted}
+    check_structure(source, there, wanted)
+    if shardings is not None:
+        placed = _read_onto_mesh(source, wanted, flat_params(shardings), partial=partial)
+        for name in wanted:
+            yield name, placed.pop(name)
+        return
+
+    def read(name: str) -> jax.Array:
+        host = stored[name].read()
+        if manifest is not None and manifest[name]["sha256"] != sha256(host):
+            raise InputError(
+                f"{str(source)!r} is damaged: {name} does not match its sha256 in manifest.json",
+                fix="copy or convert the model again",
+            )
+        # Cast on the host: hundreds of tiny device programs would cost more than everything else at
+        # start.
+        host = host.astype(wanted[name].dtype, copy=False)
+        return jax.block_until_ready(jax.device_put(host))
+
+    for name in wanted:
+        yield name, read(name)
+
+
+def _read_onto_mesh(
+    source: Path, wanted: dict[str, Any], shardings: dict[str, Any], *, partial: bool
+) -> dict[str, jax.Array]:
+    """Every device reads its own part of every parameter."""
+    how = {
+        name: ocp.ArrayRestoreArgs(
+            sharding=shardings[name], dtype=leaf.dtype, global_shape=tuple(leaf.shape)
+        )
+        for name, leaf in wanted.items()
+    }
+    what = ocp.args.PyTreeRestore(nested(wanted), restore_args=nested(how), partial_restore=partial)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return _flat(checkpointer.restore(source, args=what))
+    except Exception as error:
+        raise _damaged(source, error) from error
 
 
 def _path_name(path: tuple[Any, ...]) -> str:
@@ -221,7 +250,8 @@ def open_params(path: str | Path) -> dict[str, LazyTensor]:
     source = Path(path).absolute()
     if not source.is_dir():
         raise InputError(f"parameters {str(source)!r} do not exist", fix="check the path")
-    saved = _metadata(ocp.Checkpointer(ocp.PyTreeCheckpointHandler()), source)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        saved = _metadata(checkpointer, source)
     # Orbax takes 10 ms a tensor to look everything up again, whatever its size.
     context = ts.Context()
 

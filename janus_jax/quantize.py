@@ -11,6 +11,7 @@ picture or a row at a time, and every layer would see their errors.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -18,8 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from janus_jax.functional import GraphDef, Params
+from janus_jax.functional import GraphDef, Params, flat_params
 from janus_jax.nn.layers import Linear
+
+# A smaller scale than the least normal number would be flushed to zero.
+_LEAST = 127 * float(np.finfo(np.float32).tiny)
 
 
 @jax.jit
@@ -31,11 +35,11 @@ def quantize_kernel(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       int8 [D, F] within -127..127, and float32 scales [F], positive; an output that is zero
-      everywhere has scale 1.
+      everywhere, or below 1.5e-36, has scale 1.
     """
     wide = kernel.astype(jnp.float32)
     largest = jnp.max(jnp.abs(wide), axis=0)
-    scale = jnp.where(largest > 0, largest / 127.0, 1.0)
+    scale = jnp.where(largest > _LEAST, largest / 127.0, 1.0)
     return jnp.clip(jnp.round(wide / scale), -127, 127).astype(jnp.int8), scale
 
 
@@ -62,6 +66,29 @@ def quantize(graphdef: GraphDef, params: Params) -> tuple[GraphDef, Params]:
         linear.kernel = nnx.Param(kernel, axes=axes)
         linear.scale = nnx.data(nnx.Param(scale, axes=(axes[1],)))
     return nnx.split(model)
+
+
+def quantize_each(
+    tensors: Iterable[tuple[str, jax.Array]], like: Params
+) -> Iterator[tuple[str, jax.Array]]:
+    """Does what `quantize` does with parameters that come one by one, holding none of them.
+
+    Args:
+      tensors: path and value of every parameter of a model.
+      like: abstract parameters of the quantized one, as `quantize` makes them of abstract ones.
+
+    Yields:
+      Path and value of every parameter of the quantized model.
+    """
+    kept = flat_params(like)
+    for path, value in tensors:
+        if kept[path].dtype != jnp.int8:
+            yield path, value
+            continue
+        kernel, scale = jax.block_until_ready(quantize_kernel(value))
+        del value  # before the next one is read
+        yield path, kernel
+        yield path.removesuffix("kernel") + "scale", scale
 
 
 def is_quantized(params: Any) -> bool:

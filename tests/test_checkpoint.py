@@ -3,18 +3,20 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
 
-from janus_jax import functional, sharding
+from janus_jax import functional, memory, sharding
 from janus_jax.api import Janus
 from janus_jax.checkpoint import load_model, save_model
 from janus_jax.config import DEBUG, EMOJI
 from janus_jax.errors import InputError
 from janus_jax.locate import find_model
 from janus_jax.params_io import restore_params, save_params
+from janus_jax.quantize import is_quantized, quantize, quantize_kernel
 from tests.debug_model import CARD, processor, random_params
 from tests.processing.fakes import emoji_like
 
@@ -110,6 +112,77 @@ def test_a_model_loads_onto_a_mesh_in_another_dtype(debug_dir, debug_model):
             value.astype(ml_dtypes.bfloat16),
             err_msg=key,
         )
+
+
+@pytest.mark.parametrize("sizes", [None, {"fsdp": 2, "tensor": 2, "data": 2}])
+def test_int8_is_that_of_the_loaded_weights(debug_dir, sizes):
+    mesh = None if sizes is None else sharding.make_mesh(sizes)
+    wide = load_model(debug_dir, dtype="float32", mesh=mesh)
+    graphdef, params = quantize(wide.graphdef, wide.params)
+    loaded = load_model(debug_dir, dtype="int8", mesh=mesh)
+    assert loaded.graphdef == graphdef
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(params)
+    want = functional.flat_params(params)
+    for key, value in functional.flat_params(loaded.params).items():
+        assert (value.dtype, value.sharding) == (want[key].dtype, want[key].sharding), key
+        np.testing.assert_array_equal(value, want[key], err_msg=key)
+
+
+def test_int8_takes_one_wide_matrix_at_a_time(debug_dir, monkeypatch):
+    shape = (DEBUG.llm.width, DEBUG.llm.mlp_dim)
+
+    def wide() -> int:
+        return sum(x.shape == shape and x.dtype != np.int8 for x in jax.live_arrays())
+
+    before, seen = wide(), []
+
+    def spy(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if not isinstance(kernel, jax.core.Tracer):  # nor the shapes alone
+            seen.append(wide() - before)
+        return quantize_kernel(kernel)
+
+    monkeypatch.setattr("janus_jax.quantize.quantize_kernel", spy)
+    narrow = memory.param_bytes(load_model(debug_dir, dtype="int8").params)
+    assert len(seen) == 7 * DEBUG.llm.depth + 3 and max(seen) == 1
+    # So that is what must be free, and not the wider weights.
+    monkeypatch.setenv("JANUS_JAX_MEMORY_GB", str((narrow + 10) / 1e9))
+    assert is_quantized(load_model(debug_dir, dtype="int8").params)
+    with pytest.raises(InputError, match="narrower dtype"):
+        load_model(debug_dir, dtype="float32")
+    monkeypatch.setenv("JANUS_JAX_MEMORY_GB", str((narrow - 10) / 1e9))
+    with pytest.raises(InputError, match=r"takes .* on a device"):
+        load_model(debug_dir, dtype="int8")
+
+
+@pytest.mark.parametrize("dtype", ["int8", np.int8, jnp.int8, np.dtype("int8")])
+def test_int8_by_any_name_is_rounded_not_cast(debug_dir, dtype):
+    flat = functional.flat_params(load_model(debug_dir, dtype=dtype).params)
+    assert flat["llm/lm_head/scale"].dtype == np.float32
+    assert flat["llm/embed/embedding"].dtype != np.int8
+
+
+@pytest.mark.parametrize("dtype", ["int16", jnp.int16, "fp16", "float16", float, "", [1], object()])
+def test_other_dtypes_are_refused(debug_dir, dtype):
+    with pytest.raises(InputError, match=r"^dtype is .* allowed: float32, bfloat16, int8$"):
+        load_model(debug_dir, dtype=dtype)
+
+
+def test_weights_that_were_rounded_are_not_saved(params, tmp_path):
+    arguments = (DEBUG, params, emoji_like(), processor(DEBUG))
+    save_model(tmp_path / "wide", *arguments, card_text="")
+    rounded = Janus.from_pretrained(tmp_path / "wide", dtype="bfloat16")
+    with pytest.raises(InputError, match=r"stored in float32 .* rounded to bfloat16; fix: load it"):
+        rounded.save_pretrained(tmp_path / "copy")
+    exact = Janus.from_pretrained(tmp_path / "wide", dtype="float32")
+    exact.save_pretrained(tmp_path / "copy")
+    assert load_model(tmp_path / "copy").fingerprint == exact.fingerprint
+
+    flat = functional.flat_params(params)
+    flat["llm/norm/scale"] = flat["llm/norm/scale"].astype(jnp.bfloat16)
+    mixed = functional.unflatten_params(params, flat)
+    save_model(tmp_path / "mixed", DEBUG, mixed, *arguments[2:], card_text="")
+    with pytest.raises(InputError, match="stored in several precisions"):
+        Janus.from_pretrained(tmp_path / "mixed", dtype="bfloat16").save_pretrained(tmp_path / "c")
 
 
 def test_other_parameters_are_refused_by_name(tmp_path, params):
@@ -210,6 +283,15 @@ def test_saving_replaces_a_model_and_nothing_else(copy, params, tmp_path):
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="not a Janus-JAX model"):
         save_model(tmp_path / "mine", *arguments, card_text="new")
+    (copy / "notes.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not a Janus-JAX model"):
+        save_model(copy, *arguments, card_text="newer")
+    assert load_model(copy).card_text == "new" and (copy / "notes.txt").exists()
+    (tmp_path / "web").mkdir()  # many programs call a file so
+    (tmp_path / "web" / "manifest.json").write_text('{"name": "a page", "icons": []}')
+    with pytest.raises(InputError, match="not a Janus-JAX model"):
+        save_model(tmp_path / "web", *arguments, card_text="new")
+    assert [p.name for p in (tmp_path / "web").iterdir()] == ["manifest.json"]
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         save_model(tmp_path / "file" / "model", *arguments, card_text="new")

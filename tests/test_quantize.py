@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.sharding import PartitionSpec
@@ -28,6 +28,7 @@ def test_rounding_by_hand():
 @given(
     hnp.arrays(np.float32, (7, 5), elements=st.floats(-1e4, 1e4, width=32, allow_subnormal=False))
 )
+@example(np.full((7, 5), 1.2e-38, np.float32))
 def test_no_weight_moves_by_more_than_half_a_step(kernel):
     q, scale = map(np.asarray, quantize_kernel(kernel))
     assert np.all(np.abs(q.astype(int)) <= 127)
