@@ -70,7 +70,7 @@ class Janus:
             part of the files only. None: the default device.
 
         Raises:
-          InputError: no such model, or a damaged one.
+          InputError: no such model or dtype, too little memory, or a damaged model.
         """
         return cls(load_model(name_or_path, dtype=dtype, mesh=mesh))
 
@@ -164,7 +164,7 @@ class Janus:
             progress=progress,
             drawn=decode,
         )
-        numbers = range(first, first + n)
+        numbers = range(int(first), int(first) + int(n))
         return [[pictures[place, number] for number in numbers] for place in range(len(prompts))]
 
     def _draw(
@@ -199,11 +199,11 @@ class Janus:
             self.tokenizer,
             self.processor.roles,
             prompts,
-            numbers=range(first, first + n),
+            numbers=range(int(first), int(first) + int(n)),
             cfg=cfg,
             how=_sampling(temperature, top_k, top_p),
-            seed=seed,
-            at_once=at_once,
+            seed=int(seed),
+            at_once=None if at_once is None else int(at_once),
             progress=progress,
             drawn=drawn,
         )
@@ -218,8 +218,23 @@ class Janus:
         return [problems.get(place) for place in range(len(prompts))]
 
     def decode_codes(self, codes: np.ndarray) -> list[list[Image.Image]]:
-        """VQ codes int32 [Q, n, P] -> pictures, n for each of Q prompts."""
-        flat = draw.decode_codes(self.graphdef, self.params, codes.reshape(-1, codes.shape[-1]))
+        """VQ codes [Q, n, P] -> pictures, n for each of Q prompts.
+
+        Raises:
+          InputError: not integers of that shape, or codes that the model does not have.
+        """
+        codes, size = np.asarray(codes), self.config.num_image_tokens
+        if codes.shape[2:] != (size,) or not codes.size or codes.dtype.kind not in "iu":
+            raise InputError(
+                f"codes is {codes.dtype} of shape {codes.shape}",
+                f"integers of shape (prompts, pictures, {size})",
+            )
+        most = self.config.vq.codebook_size - 1
+        if codes.min() < 0 or codes.max() > most:
+            raise InputError(f"codes holds {codes.min()} to {codes.max()}", f"0 to {most}")
+        flat = draw.decode_codes(
+            self.graphdef, self.params, codes.reshape(-1, size).astype(np.int32)
+        )
         pictures = [Image.fromarray(picture) for picture in to_uint8(flat)]
         n = codes.shape[1]
         return [pictures[i : i + n] for i in range(0, len(pictures), n)]
@@ -337,7 +352,8 @@ class Janus:
         """
         check_settings(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
         how = _sampling(temperature, top_k, top_p)
-        return answer_batch(self._loaded, requests, max_tokens=max_tokens, how=how, stop=stop)
+        most = int(max_tokens)  # NumPy's small integers would overflow in sums
+        return answer_batch(self._loaded, requests, max_tokens=most, how=how, stop=stop)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a model directory with the weights in the precision they were stored in.
@@ -346,7 +362,8 @@ class Janus:
           path: a new or empty directory, or a model directory to replace.
 
         Raises:
-          InputError: the path holds something else or cannot be written, or the model is int8.
+          InputError: the path holds something else or cannot be written, or the weights were
+            rounded when they were loaded: to int8, or to bfloat16 from float32.
         """
         if is_quantized(self.params):
             raise InputError(
@@ -354,6 +371,12 @@ class Janus:
                 fix="load it without dtype int8 and save that",
             )
         loaded = self._loaded
+        if not loaded.exact:
+            raise InputError(
+                f"a model stored in {loaded.stored_dtype or 'several precisions'} cannot be saved "
+                f"as it was loaded, rounded to {self.dtype}",
+                fix="load it with dtype float32, or copy its directory",
+            )
         save_model(
             path,
             self.config,

@@ -82,10 +82,18 @@ def test_a_picture_may_be_a_file_or_its_bytes(janus, tmp_path):
     ("call", "match"),
     [
         (lambda m: m.generate_images("a red apple"), r"prompts is .* allowed: a list"),
+        (lambda m: m.generate_images(np.array(["a", "b"])), r"prompts is .* allowed: a list"),
+        (
+            lambda m: m.generate_images(["a", None]),
+            "prompt 2 of 2: the prompt is given as NoneType",
+        ),
         (lambda m: m.generate_images(["a"], n=0), "^n is 0"),
         (lambda m: m.generate_images(["a"], top_p=0.0), "^top_p is"),
         (lambda m: m.chat(""), "^the question is ''"),
         (lambda m: m.chat("x", PICTURE), "images is one picture"),
+        (lambda m: m.chat("x", None), "images is given as NoneType"),
+        (lambda m: m.chat("x", [np.zeros((4, 4, 3), np.uint8)]), "given as ndarray.*fromarray"),
+        (lambda m: m.chat("x", system=5), "the system prompt is given as int"),
         (lambda m: m.chat("x", ["nope.png"]), r"'nope\.png' does not exist"),
         (lambda m: m.chat("x", [PICTURE] * 40), r"too long: .* and 40 pictures"),
         (lambda m: m.chat("word " * 600, stream=True), "too long"),
@@ -95,6 +103,28 @@ def test_a_picture_may_be_a_file_or_its_bytes(janus, tmp_path):
 def test_bad_input_is_named_before_anything_runs(janus, call, match):
     with pytest.raises(InputError, match=match):
         call(janus)
+
+
+def test_codes_that_are_no_pictures_are_named(janus):
+    size, most = janus.config.num_image_tokens, janus.config.vq.codebook_size - 1
+    good = np.full((1, 2, size), most)
+    assert [len(row) for row in janus.decode_codes(good)] == [2]
+    for bad in (good[0], good[:, :, 1:], good[:0], good.astype(np.float32)):
+        with pytest.raises(InputError, match=rf"^codes is .*integers of shape .* {size}\)"):
+            janus.decode_codes(bad)
+    for bad in (good + 1, good - most - 1):
+        with pytest.raises(InputError, match=rf"^codes holds .* allowed: 0 to {most}$"):
+            janus.decode_codes(bad)
+
+
+def test_numbers_may_be_of_numpy(janus):
+    want = janus.generate_codes(["b"], 2, first=100, seed=7, top_k=5, at_once=1)
+    small = np.int8
+    got = janus.generate_codes(
+        ["b"], small(2), first=small(100), seed=small(7), top_k=small(5), at_once=small(1)
+    )
+    np.testing.assert_array_equal(got, want)
+    assert janus.chat("hello", max_tokens=small(5)) == janus.chat("hello", max_tokens=5)
 
 
 def test_a_saved_model_is_the_same_model(janus, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -14,14 +13,15 @@ MAX_SEED = 2**32 - 1
 
 def _whole(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
     def fits(value: Any) -> bool:
-        return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        return whole and low <= int(value) <= high
 
     return fits, f"a whole number from {low} to {high}"
 
 
 def _number(low: float, high: float, note: str = "") -> tuple[Callable[[Any], bool], str]:
     def fits(value: Any) -> bool:
-        return isinstance(value, Real) and math.isfinite(value) and low <= value <= high
+        return isinstance(value, Real) and low <= float(value) <= high
 
     return fits, f"a number from {low:g}{note} to {high:g}"
 
@@ -34,7 +34,7 @@ _RULES = {
     "temperature": _number(0, 100, " (greedy)"),
     "top_k": _whole(1, 2**31 - 1),
     "top_p": (
-        lambda value: isinstance(value, Real) and 0 < value <= 1,
+        lambda value: isinstance(value, Real) and 0 < float(value) <= 1,
         "a number above 0, at most 1",
     ),
     "seed": _whole(0, MAX_SEED),
