@@ -1,6 +1,7 @@
 """Rules of the code base that no single module can see: layering, sizes, documentation."""
 
 import ast
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -191,6 +192,36 @@ def test_versions_agree_and_every_dependency_has_an_upper_bound(project: dict):
         if not line.startswith("janus-jax[") and not re.search(r"<|==", line.split(";")[0])
     ]
     assert not open_ended, open_ended
+
+
+def test_every_dependency_is_imported(project: dict):
+    providers = importlib.metadata.packages_distributions()
+    used = {
+        normal(distribution)
+        for path in sources(*PACKAGES)
+        for module, _ in imports(ast.parse(path.read_text()))
+        for distribution in providers.get(module, ())
+    }
+    named = {normal(re.split(r"[^\w.-]", line)[0]) for line in project["project"]["dependencies"]}
+    assert named <= used, named - used
+
+
+def normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_the_source_archive_holds_what_the_tests_read(project: dict):
+    included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    named = {
+        name
+        for path in sources("tests")
+        for name in re.findall(r'(?:ROOT|parent) / "([\w.-]+)', path.read_text())
+        if (ROOT / name).exists()
+    }
+    assert {".ci", "launch"} < named
+    always = {"README.md", "pyproject.toml"}
+    made = {".cache"}
+    assert named - always - made <= {path.split("/")[1] for path in included}
 
 
 def test_the_broken_jax_cannot_be_installed(project: dict):
