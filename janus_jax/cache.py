@@ -34,8 +34,6 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
         return Path(xdg).expanduser().absolute() / "janus-jax"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "janus-jax"
-    if sys.platform == "win32" and (local := environ.get("LOCALAPPDATA")):
-        return Path(local) / "janus-jax"
     return Path.home() / ".cache" / "janus-jax"
 
 

@@ -88,16 +88,6 @@ class KVCache:
         kept = self.valid & (jnp.arange(self.valid.shape[1]) < length)
         return KVCache(self.k, self.v, kept, length)
 
-    def repeat(self, n: int) -> KVCache:
-        """Repeats every row n times, row by row (b0 b0 b1 b1 ...): one prompt, n images."""
-
-        def rows(x: Any) -> jax.Array:
-            return jnp.repeat(x, n, axis=0)
-
-        return KVCache(
-            tuple(map(rows, self.k)), tuple(map(rows, self.v)), rows(self.valid), self.length
-        )
-
 
 def heads_first(new: jax.Array) -> jax.Array:
     """Keys or values as layers make them, [B, T, K, H], in the order of the cache, [B, K, T, H]."""

@@ -57,13 +57,6 @@ def test_slots_come_in_whole_tiles():
     assert [whole_slots(n) for n in (1, 16, 17, 607, 608)] == [16, 16, 32, 608, 608]
 
 
-def test_repeat_keeps_copies_of_a_row_together():
-    c = cache().repeat(2)
-    assert c.k[0][:, 0, :, 0].tolist() == [[1, 2, 0, 0], [1, 2, 0, 0], [3, 4, 0, 0], [3, 4, 0, 0]]
-    assert c.valid.astype(int).tolist() == [[1, 1, 0, 0]] * 2 + [[0, 1, 0, 0]] * 2
-    assert int(c.length) == 2
-
-
 def test_it_is_a_pytree():
     leaves = jax.tree.leaves(cache())
     assert len(leaves) == 6
