@@ -344,8 +344,9 @@ class Janus:
     ) -> list[ChatResult]:
         """Answers many questions at once, each with its own pictures, seed and system prompt.
 
-        Every request is answered as it would be alone. One that cannot be used fails alone: its
-        result holds the error, which names it.
+        As many as fit into the memory are answered together. Every request is answered as it would
+        be alone, but for rounding: sums over more rows run in another order. One that cannot be
+        used, or does not fit, fails alone: its result holds the error, which names it.
 
         Raises:
           InputError: a setting of all requests that cannot be used.
