@@ -210,16 +210,16 @@ def test_changed_weights_are_noticed(copy):
     assert load_model(copy, verify=False).config == DEBUG
 
 
-def test_every_damaged_byte_range_is_refused(copy):
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8])
+def test_damaged_weights_are_refused_wherever_the_damage_is(copy, share):
     data = max((copy / "params").rglob("*"), key=lambda p: p.stat().st_size)
     content = data.read_bytes()
-    data.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"cannot be read|damaged"):
-        load_model(copy)
-    middle = len(content) // 2
-    data.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
-    with pytest.raises(InputError, match=r"cannot be read|damaged"):
-        load_model(copy)
+    at = int(share * (len(content) - 64))
+    flipped = bytes(byte ^ 0xFF for byte in content[at : at + 64])
+    for damaged in (content[:at] + flipped + content[at + 64 :], content[:at]):
+        data.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"cannot be read|damaged"):
+            load_model(copy)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor.json", "params"])
