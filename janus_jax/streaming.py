@@ -48,6 +48,11 @@ class LazyTensor:
     dtype: np.dtype
     read: Callable[[], np.ndarray]
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Reads it: it can stand where an array is expected that is used once."""
+        del copy
+        return np.asarray(self.read(), dtype)
+
     @property
     def size(self) -> int:
         """Elements."""

@@ -29,6 +29,7 @@ from janus_jax.errors import InputError
 from janus_jax.functional import abstract, count_params, flat_params
 from janus_jax.hosts import is_first, team, wait
 from janus_jax.params_io import save_params
+from janus_jax.streaming import LazyTensor
 from train import rundir
 from train.checkpoints import Checkpoints
 from train.config import PARTS, TrainConfig
@@ -42,6 +43,7 @@ from train.own_data import data_digests, resolve
 from train.plan.chips import compiler_options
 from train.previews import find_examples, save_preview
 from train.report import print_heldout
+from train.scanned import Leaf
 from train.state import (
     TrainState,
     abstract_state,
@@ -296,19 +298,28 @@ def make_evaluation(run: Run) -> Callable[[int, TrainState, Watch], None]:
         if config.data and examples is None:
             return  # data without pictures to draw
         path = run.directory / "previews" / f"{step:07d}.png"
-        shown = save_preview(whole_params(run, state), task.origin.model, path, examples)
+        # As narrow as the steps compute: this copy lies beside the state.
+        params = whole_params(run, state, lambda make: make().astype(config.compute_dtype))
+        shown = save_preview(params, task.origin.model, path, examples)
         if shown:
             watch.pictures(step, lambda: np.asarray(Image.open(path)), shown)
 
     return evaluate
 
 
-def whole_params(run: Run, state: TrainState) -> nnx.State:
-    """The parameters of a state as they are on disk, the tokenizer's among them."""
-    params = run.task.to_layers(state.params)
+def whole_params(run: Run, state: TrainState, leaf: Leaf) -> nnx.State:
+    """The parameters of a state as they are on disk, the tokenizer's among them.
+
+    Args:
+      run: the run.
+      state: its state.
+      leaf: what to keep of each.
+    """
+    params = run.task.to_layers(state.params, leaf)
     if run.tokenizer is None:
         return params
-    return nnx.State({**params, "vq": replicate(run.tokenizer, run.mesh)})
+    tokenizer = replicate(run.tokenizer, run.mesh)
+    return nnx.State({**params, "vq": jax.tree.map(lambda x: leaf(lambda: x), tokenizer)})
 
 
 def finish(run: Run, state: TrainState) -> None:
@@ -320,9 +331,10 @@ def finish(run: Run, state: TrainState) -> None:
       InputError: something cannot be written.
     """
     config, run_dir = run.config, run.directory
-    trained, whole = {*config.trainable, *config.initial_runs()}, whole_params(run, state)
-    params = gathered(nnx.State({part: whole[part] for part in PARTS if part in trained}))
-    if params is not None:
+    trained = {*config.trainable, *config.initial_runs()}
+    whole = whole_params(run, state, later if team() is None else gathered)
+    params = nnx.State({part: whole[part] for part in PARTS if part in trained})
+    if is_first():
         save_params(run_dir / "params", params)
         if trained == set(PARTS):
             export_model(params, run.task.origin, run_dir / "model", config)
@@ -334,18 +346,17 @@ def finish(run: Run, state: TrainState) -> None:
     wait("finished")
 
 
-def gathered(params: nnx.State) -> nnx.State | None:
-    """Parameters where they are written: on process 0 alone, in its host's memory."""
-    if team() is None:
-        return params
+def later(make: Callable[[], jax.Array]) -> LazyTensor:
+    """A parameter that is made when it is written."""
+    like = jax.eval_shape(make)
+    return LazyTensor(like.shape, like.dtype, lambda: np.asarray(make()))
 
-    def whole(leaf: jax.Array) -> np.ndarray | None:
-        # One at a time is whole on every device.
-        found = multihost_utils.process_allgather(leaf, tiled=True)
-        return found if is_first() else None
 
-    found = {part: jax.tree.map(whole, params[part]) for part in params}
-    return nnx.State(found) if is_first() else None
+def gathered(make: Callable[[], jax.Array]) -> np.ndarray | None:
+    """A parameter where it is written: on process 0 alone, in its host's memory."""
+    # One at a time is whole on every device.
+    found = multihost_utils.process_allgather(make(), tiled=True)
+    return found if is_first() else None
 
 
 def say(line: str) -> None:

@@ -6,7 +6,7 @@ starts from the model as it is. All layers' A and B are stacked as the scanned m
 and lie as they do: A is split where W's inputs are, B where its outputs are.
 
 They are a child of their own, `lora`, beside the parts of the model, so only they have gradients
-and optimizer state. `merged` adds them to the kernels, for drawing and for the result.
+and optimizer state. `to_layers` adds them to the kernels, for drawing and for the result.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from janus_jax.functional import abstract
 from janus_jax.models.llama import Layer
 from janus_jax.nn.layers import Linear, precision
 from train.config import LoraConfig
-from train.scanned import ScannedJanus, stack
+from train.scanned import Leaf, ScannedJanus, layer_of, made, stack, unstack
 
 LORA = "lora"
 _OWNERS = {
@@ -110,15 +110,37 @@ def init_lora(config: JanusConfig, lora: LoraConfig, key: jax.Array) -> nnx.Stat
     return nnx.State(made)
 
 
-def merged(params: nnx.State, lora: LoraConfig) -> nnx.State:
-    """Stacked parameters with A B added to the kernels, in float32; `lora` is gone from them."""
-    flat = {path: variable for path, variable in nnx.to_flat_state(params) if path[0] != LORA}
-    for name, pair in params[LORA].items():
-        path = _kernel_path(name)
-        a, b = (pair[key].get_value().astype(jnp.float32) for key in ("a", "b"))
-        added = jnp.matmul(a, b, precision=precision(jnp.float32)) * (lora.alpha / lora.rank)
-        flat[path] = flat[path].replace(flat[path].get_value().astype(jnp.float32) + added)
-    return nnx.from_flat_state(flat)
+def to_layers(params: nnx.State, lora: LoraConfig, leaf: Leaf = made) -> nnx.State:
+    """Parameters a layer at a time, A B added to the kernels in float32; `lora` is gone from them.
+
+    A matrix is added to when `leaf` asks for it, one layer's at a time: all of them in float32, and
+    once more a layer at a time, would take several times the memory of the parameters as they are.
+
+    Args:
+      params: stacked parameters, with the child `lora`.
+      lora: its rank and scale.
+      leaf: see `unstack`.
+    """
+    pairs = {
+        _kernel_path(name): tuple(pair[key].get_value() for key in ("a", "b"))
+        for name, pair in params[LORA].items()
+    }
+
+    def layer(path: tuple[Any, ...], stacked: jax.Array, number: int) -> jax.Array:
+        if path not in pairs:
+            return layer_of(path, stacked, number)
+        return _added(stacked, *pairs[path], number, lora.alpha / lora.rank)
+
+    return unstack(nnx.State({k: v for k, v in params.items() if k != LORA}), leaf, layer)
+
+
+@jax.jit
+def _added(kernel: jax.Array, a: jax.Array, b: jax.Array, number: Any, scale: Any) -> jax.Array:
+    """Layer `number` of a kernel [L, D, F] and of A and B: W + scale A B, float32 [D, F]."""
+    w, a, b = (jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in (kernel, a, b))
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    added = jnp.matmul(a, b, precision=precision(jnp.float32))
+    return w.astype(jnp.float32) + added * scale
 
 
 def _kernel_path(name: str) -> tuple[Any, ...]:

@@ -186,7 +186,9 @@ def draw(
     Returns:
       uint8 [N, S, S, 3].
     """
-    graphdef = functional.abstract(config)[0]
+    # Weights of another dtype than the products' would be widened beside the narrow ones.
+    dtype = jax.tree.leaves(params["llm"])[0].dtype
+    graphdef = functional.abstract(config, dtype=dtype)[0]
     codes = generate_codes(
         graphdef,
         params,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -190,15 +191,42 @@ def stack(params: nnx.State) -> nnx.State:
     return nnx.from_flat_state(flat)
 
 
-def unstack(params: nnx.State) -> nnx.State:
-    """Inverse of `stack`, without the tokenizer."""
+Leaf = Callable[[Callable[[], jax.Array]], Any]
+"""What becomes of a parameter of one layer, given what makes it: the array itself takes memory."""
+
+
+def made(make: Callable[[], jax.Array]) -> jax.Array:
+    """The `Leaf` that keeps the array."""
+    return make()
+
+
+def layer_of(path: tuple[Any, ...], stacked: jax.Array, number: int) -> jax.Array:
+    """A layer of a stacked parameter."""
+    del path
+    return stacked[number]  # arrays over several processes have no iterator
+
+
+def unstack(
+    params: nnx.State,
+    leaf: Leaf = made,
+    layer: Callable[[tuple[Any, ...], jax.Array, int], jax.Array] = layer_of,
+) -> nnx.State:
+    """Inverse of `stack`, without the tokenizer.
+
+    Args:
+      params: parameters of a scanned model.
+      leaf: what to keep of each parameter; what it lets go of takes no memory when the next is
+        made.
+      layer: `layer(path, stacked, number)` makes a layer's parameter of the stacked one.
+    """
     flat = {}
     for path, variable in nnx.to_flat_state(params):
+        value = variable.get_value()
         if path[:2] not in _STACKS:
-            flat[path] = variable
+            flat[path] = variable.replace(leaf(partial(jnp.asarray, value)))
             continue
         axes = variable.get_metadata("axes")[1:]
-        value = variable.get_value()
-        for i in range(value.shape[0]):  # arrays over several processes have no iterator
-            flat[(*path[:2], i, *path[3:])] = nnx.Param(value[i], axes=axes)
+        for i in range(value.shape[0]):
+            one = leaf(partial(layer, path, value, i))
+            flat[(*path[:2], i, *path[3:])] = nnx.Param(one, axes=axes)
     return nnx.from_flat_state(flat)

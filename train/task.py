@@ -33,10 +33,10 @@ from train.data.samples import EmojiData
 from train.data.source import Source
 from train.feed import Feed, PackedFeed, WholeFeed
 from train.init import Origin, find_origin
-from train.lora import LORA, LoraJanus, abstract_lora, init_lora, merged
+from train.lora import LORA, LoraJanus, abstract_lora, init_lora, to_layers
 from train.mesh import batch_shards
 from train.objectives import contrastive, janus, vq
-from train.scanned import ScannedJanus, stack, unstack
+from train.scanned import Leaf, ScannedJanus, made, stack, unstack
 from train.state import stored
 from train.step import LossFn, Sums
 
@@ -57,7 +57,7 @@ class Task:
       feed: the batches of a split ("train" or "heldout"), given the tokenizer's parameters where a
         run has one (generation needs its codes).
       from_layers: parameters as they are on disk (a layer at a time) to those of the module.
-      to_layers: and back.
+      to_layers: and back, given what to keep of each (`train.scanned.Leaf`; the array itself).
     """
 
     origin: Origin
@@ -68,7 +68,7 @@ class Task:
     heldout_loss: LossFn
     feed: Callable[[nnx.State | None, str], Feed]
     from_layers: Callable[[nnx.State], nnx.State]
-    to_layers: Callable[[nnx.State], nnx.State]
+    to_layers: Callable[..., nnx.State]
 
 
 def make_task(config: TrainConfig, mesh: Mesh, run_dir: Path) -> Task:
@@ -118,7 +118,7 @@ def _small(
         heldout_loss=loss,
         feed=feed,
         from_layers=lambda params: params,
-        to_layers=lambda params: params,
+        to_layers=lambda params, leaf=made: jax.tree.map(lambda x: leaf(lambda: x), params),
     )
 
 
@@ -166,8 +166,8 @@ def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Ta
             params = nnx.State({**params, LORA: init_lora(model, lora, key)})
         return stored(params, config)
 
-    def to_layers(params: nnx.State) -> nnx.State:
-        return unstack(merged(params, lora) if lora.rank else params)
+    def layers(params: nnx.State, leaf: Leaf = made) -> nnx.State:
+        return to_layers(params, lora, leaf) if lora.rank else unstack(params, leaf)
 
     def feed(tokenizer: nnx.State | None, split: str) -> Feed:
         source: Source
@@ -207,7 +207,7 @@ def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Ta
         heldout_loss=functools.partial(loss, code_noise=0.0),
         feed=feed,
         from_layers=stack,
-        to_layers=to_layers,
+        to_layers=layers,
     )
 
 

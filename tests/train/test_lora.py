@@ -1,6 +1,7 @@
 """LoRA: nothing at first, a merged matrix afterwards, and only its own parameters train."""
 
 import dataclasses
+import gc
 from pathlib import Path
 
 import jax
@@ -15,11 +16,12 @@ from janus_jax.errors import InputError
 from janus_jax.functional import flat_params
 from tests.debug_model import random_params
 from tests.train.runs import tiny
+from train import loop
 from train.config import LoraConfig, TrainConfig
-from train.lora import LORA, abstract_lora, init_lora, merged
+from train.lora import LORA, abstract_lora, init_lora, to_layers
 from train.mesh import training_mesh
 from train.optim import make_optimizer
-from train.scanned import stack, unstack
+from train.scanned import stack
 from train.state import abstract_state, state_shardings
 from train.task import Task, make_task
 
@@ -73,7 +75,7 @@ def test_at_first_nothing_is_added_to_the_bit(base, losses):
 
 def test_merged_matrices_are_those_beside_them(base, lora, losses):
     params = nnx.State({**base, LORA: lora})
-    whole = merged(params, LORA_CONFIG)
+    whole = stack(to_layers(params, LORA_CONFIG))
     adapted, after = losses(task_of(CONFIG), params), losses(task_of(BASE), whole)
     plain = losses(task_of(BASE), base)
     for name, value in after.items():
@@ -84,7 +86,8 @@ def test_merged_matrices_are_those_beside_them(base, lora, losses):
 def test_merging_adds_to_the_chosen_kernels_alone(base, lora):
     chosen = LoraConfig(RANK, ALPHA, ("q", "down"))
     some = nnx.State({name: lora[name] for name in chosen.targets})
-    before, after = flat_params(base), flat_params(merged(nnx.State({**base, LORA: some}), chosen))
+    before = flat_params(base)
+    after = flat_params(stack(to_layers(nnx.State({**base, LORA: some}), chosen)))
     assert before.keys() == after.keys()
     changed = {k for k in before if not np.array_equal(before[k], after[k])}
     assert changed == {"llm/layers/0/attn/q/kernel", "llm/layers/0/mlp/down/kernel"}
@@ -94,14 +97,49 @@ def test_merging_adds_to_the_chosen_kernels_alone(base, lora):
     kept = jnp.bfloat16(before["llm/layers/0/attn/q/kernel"])
     low = nnx.State({**base, LORA: some})
     low["llm"]["layers"][0]["attn"]["q"]["kernel"].set_value(kept)
-    assert merged(low, chosen)["llm"]["layers"][0]["attn"]["q"]["kernel"].dtype == jnp.float32
+    attn = to_layers(low, chosen)["llm"]["layers"][0]["attn"]
+    assert attn["q"]["kernel"].dtype == jnp.float32
 
 
 def test_a_task_s_layers_are_merged(base, lora):
     found = flat_params(task_of(CONFIG).to_layers(nnx.State({**base, LORA: lora})))
-    want = flat_params(unstack(merged(nnx.State({**base, LORA: lora}), LORA_CONFIG)))
+    want = flat_params(to_layers(nnx.State({**base, LORA: lora}), LORA_CONFIG))
     assert found.keys() == want.keys() and "llm/layers/1/mlp/up/kernel" in found
     assert all(np.array_equal(found[k], want[k]) for k in want)
+
+
+def live() -> int:
+    """Bytes of all arrays of this process."""
+    return sum(x.nbytes for x in jax.live_arrays())
+
+
+def test_merging_holds_one_matrix_at_a_time(base, lora):
+    """Beside what is kept; all of them at once would be several times the weights."""
+    params = nnx.State({**base, LORA: lora})
+    largest = max(x.nbytes for x in jax.tree.leaves(to_layers(params, LORA_CONFIG)))
+    gc.collect()
+    before, more = live(), []
+
+    def leaf(make):
+        array = make()
+        more.append(live() - before)
+        del array
+
+    to_layers(params, LORA_CONFIG, leaf)
+    assert len(more) > 60 and 0 < max(more) <= largest
+
+
+def test_what_a_run_leaves_is_merged_as_it_is_written(base, lora):
+    params = nnx.State({**base, LORA: lora})
+    want = flat_params(to_layers(params, LORA_CONFIG))
+    gc.collect()
+    before = live()
+    found = flat_params(to_layers(params, LORA_CONFIG, loop.later))
+    assert live() <= before
+    assert found.keys() == want.keys()
+    for name, tensor in found.items():
+        assert (tensor.shape, tensor.dtype) == (want[name].shape, want[name].dtype)
+        assert np.array_equal(np.asarray(tensor), want[name])
 
 
 def test_only_low_rank_matrices_have_gradients_and_optimizer_state():
