@@ -92,4 +92,6 @@ def test_in_a_batch(model, typed, picture, seen):
 
     (plain,) = ask([("q", "s")])
     texts = [pair for text in typed for pair in ((text, "s"), ("q", text))]
-    assert ask(texts) == [plain] * len(texts)
+    for start in range(0, len(texts), batch.MAX_ROWS_CPU):
+        together = texts[start : start + batch.MAX_ROWS_CPU]
+        assert ask(together) == [plain] * len(together)
