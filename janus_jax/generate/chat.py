@@ -9,6 +9,7 @@ fresh run, also where the text of an answer is cut into other tokens than the mo
 
 from __future__ import annotations
 
+import itertools
 import time
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -50,6 +51,9 @@ ImageSource = str | Path | bytes | Image.Image
 
 MIN_SLOTS = 512
 
+# Tokens of a prompt that are read at once: attention holds a score of each for each slot.
+MAX_READ = 1024
+
 # A stream moves a few times a second, and an interrupt waits no longer than that.
 SECONDS_A_PIECE = 0.25
 
@@ -59,6 +63,21 @@ Ending = Literal["end", "length", "stop", "interrupted"]
 def cache_slots(needed: int) -> int:
     """Slots of a conversation's cache: 512, 1024, 2048, ..., so that few sizes are compiled."""
     return max(MIN_SLOTS, 1 << (needed - 1).bit_length())
+
+
+def _cuts(prompt: Prompt, start: int) -> list[int]:
+    """Where the parts begin in which a prompt is read from `start` on, and its end.
+
+    No part is longer than MAX_READ, unless a picture is, and no picture is cut.
+    """
+    cuts = [start]
+    while len(prompt.ids) - cuts[-1] > MAX_READ:
+        cut = cuts[-1] + MAX_READ
+        for at, size in prompt.image_spans:
+            if at < cut < at + size:
+                cut = at if at > cuts[-1] else at + size
+        cuts.append(cut)
+    return [*cuts, len(prompt.ids)]
 
 
 def _pace(seconds_a_token: float) -> int:
@@ -301,34 +320,54 @@ class Conversation:
         self, prompt: Prompt, pixels: tuple[np.ndarray, ...], text: str, most: int
     ) -> ChatState:
         """Brings the cache up to the end of the prompt and samples the first token."""
-        model = self._model
         kept, self._kept = self._kept, None
-        start = 0 if kept is None else kept.shared_with(prompt, pixels)
-        new = prompt.ids[start:]
-        length = bucket_length(len(new))
+        cuts = _cuts(prompt, 0 if kept is None else kept.shared_with(prompt, pixels))
+        *parts, last = itertools.pairwise(cuts)
+        # A part is padded on the right, into slots of its own.
+        padded = max(start + bucket_length(end - start) for start, end in (*parts, last))
+        slots = cache_slots(max(padded, len(prompt.ids) + most))
+        with on_mesh(self._model.params):
+            cache = self._room_for(slots, None if kept is None else kept.cache)
+            for part in parts:
+                cache = self._read_part(prompt, pixels, text, part, cache).cache
+            return self._read_part(prompt, pixels, text, last, cache)
+
+    def _read_part(
+        self,
+        prompt: Prompt,
+        pixels: tuple[np.ndarray, ...],
+        text: str,
+        part: tuple[int, int],
+        cache: KVCache,
+    ) -> ChatState:
+        (start, end), model = part, self._model
+        length = bucket_length(end - start)
         ids = np.full((1, length), model.tokenizer.pad, np.int32)
-        ids[0, : len(new)] = new
-        slots = cache_slots(max(start + length, len(prompt.ids) + most))
-        spans = [(at - start, size) for at, size in prompt.image_spans if at >= start]
+        ids[0, : end - start] = prompt.ids[start:end]
+        seen = [
+            (span, x)
+            for span, x in zip(prompt.image_spans, pixels, strict=True)
+            if start <= span[0] < end
+        ]
         index = stacked = None
-        if spans:
+        if seen:
+            spans = [(at - start, size) for (at, size), _ in seen]
             index = image_index([spans], length, model.config.vision.num_patches)
-            stacked = np.stack(pixels[len(pixels) - len(spans) :])
+            stacked = np.stack([x for _, x in seen])
         turn = np.array([sum(t.role == "user" for t in self._turns)], np.int32)
-        with on_mesh(model.params):
-            return extend(
-                model.graphdef,
-                model.params,
-                self._room_for(slots, None if kept is None else kept.cache),
-                np.int32(start),
-                np.int32(len(new)),
-                ids,
-                stacked,
-                index,
-                (np.uint32(self._seed), prompt_digest(text)[None], turn),
-                np.int32(model.tokenizer.eos),
-                self._how,
-            )
+        return extend(
+            model.graphdef,
+            model.params,
+            cache,
+            np.int32(start),
+            np.int32(end - start),
+            ids,
+            stacked,
+            index,
+            (np.uint32(self._seed), prompt_digest(text)[None], turn),
+            np.int32(model.tokenizer.eos),
+            self._how,
+        )
 
     def _room_for(self, slots: int, cache: KVCache | None) -> KVCache:
         if cache is not None:

@@ -13,7 +13,7 @@ from janus_jax.api import Janus
 from janus_jax.errors import InputError
 from janus_jax.generate import chat as conversations
 from janus_jax.generate import text
-from janus_jax.processing import Turn, chat_prompt, image_index
+from janus_jax.processing import Prompt, Turn, chat_prompt, image_index
 
 # An answer of the random weights that comes in several pieces.
 HOT = {"temperature": 1.0, "top_k": 50, "top_p": 0.95, "seed": 15}
@@ -72,6 +72,35 @@ def test_later_turns_are_those_of_a_fresh_run_over_the_whole_prompt(model, pictu
         assert answer == chat.history[-1].text.strip()
     assert [turn.role for turn in chat.history] == ["user", "assistant"] * 3
     assert chat.num_tokens + chat.room == model.config.llm.max_positions
+
+
+def test_a_long_prompt_is_read_in_parts(model, pictures, monkeypatch):
+    held, parts = [], []
+    for most in (conversations.MAX_READ, 32):
+        monkeypatch.setattr(conversations, "MAX_READ", most)
+        parts.append(conversations._cuts(whole_prompt(model, [Turn("user", "word " * 20)]), 0))
+        chat = model.start_chat("S")
+        answer = chat.ask("word " * 20, pictures[:2], max_tokens=4)
+        assert chat._kept is not None
+        held.append((answer, chat._kept))
+    assert len(parts[0]) == 2 < len(parts[1])
+    (want, whole), (got, cut) = held
+    assert got == want and cut.ids.tolist() == whole.ids.tolist()
+    for a, b in zip(cut.cache.k + cut.cache.v, whole.cache.k + whole.cache.v, strict=True):
+        n = len(cut.ids)
+        np.testing.assert_allclose(a[:, :, :n], b[:, :, :n], atol=1e-4)
+
+
+def test_no_picture_is_cut(monkeypatch):
+    prompt = Prompt(np.zeros(100, np.int32), ((10, 30), (41, 30)))
+    for most, start, cuts in [
+        (100, 0, [0, 100]),
+        (32, 0, [0, 10, 41, 73, 100]),
+        (32, 10, [10, 41, 73, 100]),
+        (20, 10, [10, 40, 41, 71, 91, 100]),
+    ]:
+        monkeypatch.setattr(conversations, "MAX_READ", most)
+        assert conversations._cuts(prompt, start) == cuts
 
 
 def test_logits_after_kept_turns_are_those_of_the_whole_prompt(model):
