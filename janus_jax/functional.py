@@ -3,8 +3,11 @@
     graphdef, params = functional.build(config, seed=0)
     features = jax.jit(functional.encode_image, static_argnums=0)(graphdef, params, pixels)
 
-`graphdef` is hashable and static; `params` is a pytree of arrays. Shapes are those of the methods
-of `janus_jax.models.janus.JanusModel`, where they are documented.
+`graphdef` is hashable and static; `params` is a pytree of arrays. The arguments are those of the
+methods of `janus_jax.models.janus.JanusModel`, where they are documented.
+
+Dims: B batch, T tokens, N images, S picture side, P image tokens of a picture, D width,
+V text vocabulary, K image codes.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from janus_jax.config import JanusConfig
 from janus_jax.models.janus import JanusModel
@@ -90,7 +94,9 @@ def unflatten_params(like: Params, flat: Mapping[str, Any]) -> Params:
     )
 
 
-def encode_image(graphdef: GraphDef, params: Params, pixels: jax.Array) -> jax.Array:
+def encode_image(
+    graphdef: GraphDef, params: Params, pixels: Float[Array, "N S S 3"]
+) -> Float[Array, "N P D"]:
     """Normalised pictures [N, S, S, 3] -> features [N, P, D]."""
     return nnx.merge(graphdef, params).encode_image(pixels)
 
@@ -98,32 +104,42 @@ def encode_image(graphdef: GraphDef, params: Params, pixels: jax.Array) -> jax.A
 def embed(
     graphdef: GraphDef,
     params: Params,
-    tokens: jax.Array,
-    image_features: jax.Array | None = None,
-    image_index: jax.Array | None = None,
-) -> jax.Array:
+    tokens: Int[Array, "B T"],
+    image_features: Float[Array, "N P D"] | None = None,
+    image_index: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T D"]:
     """Text ids [B, T], with image features at the places `image_index` names -> [B, T, D]."""
     return nnx.merge(graphdef, params).embed(tokens, image_features, image_index)
 
 
-def embed_image_tokens(graphdef: GraphDef, params: Params, ids: jax.Array) -> jax.Array:
-    """Image codes [B, K] -> input embeddings [B, K, D]."""
+def embed_image_tokens(
+    graphdef: GraphDef, params: Params, ids: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """Image codes [B, T] -> input embeddings [B, T, D]."""
     return nnx.merge(graphdef, params).embed_image_tokens(ids)
 
 
 def hidden(
-    graphdef: GraphDef, params: Params, x: jax.Array, positions: jax.Array, mask: jax.Array
-) -> jax.Array:
+    graphdef: GraphDef,
+    params: Params,
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+) -> Float[Array, "B T D"]:
     """Embeddings [B, T, D] -> causal hidden states [B, T, D]."""
     return nnx.merge(graphdef, params).hidden(x, positions, mask)
 
 
-def text_logits(graphdef: GraphDef, params: Params, states: jax.Array) -> jax.Array:
+def text_logits(
+    graphdef: GraphDef, params: Params, states: Float[Array, "*rows D"]
+) -> Float32[Array, "*rows V"]:
     """Hidden states [..., D] -> text logits [..., V] float32."""
     return nnx.merge(graphdef, params).text_logits(states)
 
 
-def image_logits(graphdef: GraphDef, params: Params, states: jax.Array) -> jax.Array:
+def image_logits(
+    graphdef: GraphDef, params: Params, states: Float[Array, "*rows D"]
+) -> Float32[Array, "*rows K"]:
     """Hidden states [..., D] -> image-code logits [..., K] float32."""
     return nnx.merge(graphdef, params).image_logits(states)
 
@@ -131,27 +147,35 @@ def image_logits(graphdef: GraphDef, params: Params, states: jax.Array) -> jax.A
 def prefill(
     graphdef: GraphDef,
     params: Params,
-    x: jax.Array,
-    positions: jax.Array,
-    mask: jax.Array,
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
     cache_length: int,
-) -> tuple[jax.Array, KVCache]:
+) -> tuple[Float[Array, "B T D"], KVCache]:
     """Embeddings of left-padded prompts [B, T, D] -> (hidden [B, T, D], cache)."""
     return nnx.merge(graphdef, params).prefill(x, positions, mask, cache_length)
 
 
 def decode_step(
-    graphdef: GraphDef, params: Params, x: jax.Array, positions: jax.Array, cache: KVCache
-) -> tuple[jax.Array, KVCache]:
+    graphdef: GraphDef,
+    params: Params,
+    x: Float[Array, "B 1 D"],
+    positions: Int[Array, "B 1"],
+    cache: KVCache,
+) -> tuple[Float[Array, "B 1 D"], KVCache]:
     """One more token: embeddings [B, 1, D] -> (hidden [B, 1, D], cache)."""
     return nnx.merge(graphdef, params).decode_step(x, positions, cache)
 
 
-def vq_encode(graphdef: GraphDef, params: Params, pixels: jax.Array) -> jax.Array:
+def vq_encode(
+    graphdef: GraphDef, params: Params, pixels: Float[Array, "B S S 3"]
+) -> Int32[Array, "B P"]:
     """Pictures [B, S, S, 3] in [-1, 1] -> codes [B, P] int32."""
     return nnx.merge(graphdef, params).vq_encode(pixels)
 
 
-def vq_decode(graphdef: GraphDef, params: Params, ids: jax.Array) -> jax.Array:
+def vq_decode(
+    graphdef: GraphDef, params: Params, ids: Int[Array, "B P"]
+) -> Float32[Array, "B S S 3"]:
     """Codes [B, P] -> pictures [B, S, S, 3] float32, about [-1, 1]."""
     return nnx.merge(graphdef, params).vq_decode(ids)

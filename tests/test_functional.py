@@ -1,8 +1,10 @@
 """The pure functions: what `build` and `abstract` promise, and the flat form."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from janus_jax import functional
 from janus_jax.config import DEBUG
@@ -76,3 +78,14 @@ def test_flat_paths_are_the_documented_ones():
         p for p in shapes if p.startswith(("vq/encoder/down/0/attn", "vq/decoder/up/2/attn"))
     ]
     assert "vq/decoder/up/2/upsample/kernel" not in shapes
+
+
+def test_shapes_and_dtypes_of_the_signatures_are_checked_in_tests():
+    """Fails where JANUS_JAX_TYPECHECK=0 turns the checks off, as it should."""
+    graphdef, params = functional.abstract(DEBUG)
+    x, places = jnp.zeros((2, 4, DEBUG.llm.width)), jnp.zeros((2, 4), jnp.int32)
+    for mask in (jnp.ones((1, 4), bool), jnp.ones((2, 4))):
+        with pytest.raises(TypeCheckError, match="mask"):
+            functional.hidden(graphdef, params, x, places, mask)
+    with pytest.raises(TypeCheckError, match="pixels"):
+        functional.encode_image(graphdef, params, jnp.zeros((1, 16, 8, 3)))

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from janus_jax.config import JanusConfig
 from janus_jax.models.adaptors import Aligner, ImageHead
@@ -67,16 +68,18 @@ class JanusModel(nnx.Module):
         self.llm = Llama(rngs, config.llm, **kwargs)
         self.vq = VQTokenizer(rngs, config.vq, dtype=jnp.float32, param_dtype=param_dtype)
 
-    def encode_image(self, pixels: jax.Array, taps: Taps = None) -> jax.Array:
+    def encode_image(
+        self, pixels: Float[Array, "N S S 3"], taps: Taps = None
+    ) -> Float[Array, "N P D"]:
         """Normalised pictures [N, S, S, 3] -> features in the language model's space [N, P, D]."""
         return tap(taps, "aligner", self.aligner(self.vision(pixels, taps)))
 
     def embed(
         self,
-        tokens: jax.Array,
-        image_features: jax.Array | None = None,
-        image_index: jax.Array | None = None,
-    ) -> jax.Array:
+        tokens: Int[Array, "B T"],
+        image_features: Float[Array, "N P D"] | None = None,
+        image_index: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
         """Input embeddings of text with images among it.
 
         Args:
@@ -95,13 +98,17 @@ class JanusModel(nnx.Module):
             x = jnp.where((image_index >= 0)[..., None], images, x)
         return constrain(x, "batch", "length", None)
 
-    def embed_image_tokens(self, ids: jax.Array) -> jax.Array:
-        """Input embeddings [B, K, D] of generated image codes [B, K]."""
+    def embed_image_tokens(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Input embeddings [B, T, D] of generated image codes [B, T]."""
         return self.gen_aligner(self.gen_embed(ids))
 
     def hidden(
-        self, x: jax.Array, positions: jax.Array, mask: jax.Array, taps: Taps = None
-    ) -> jax.Array:
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        taps: Taps = None,
+    ) -> Float[Array, "B T D"]:
         """Causal hidden states [B, T, D] after the final norm.
 
         Args:
@@ -112,17 +119,21 @@ class JanusModel(nnx.Module):
         """
         return self.llm.hidden(x, positions, mask, taps)[0]
 
-    def text_logits(self, hidden: jax.Array) -> jax.Array:
+    def text_logits(self, hidden: Float[Array, "*rows D"]) -> Float32[Array, "*rows V"]:
         """[..., D] -> [..., V] float32."""
         return self.llm.logits(hidden)
 
-    def image_logits(self, hidden: jax.Array) -> jax.Array:
+    def image_logits(self, hidden: Float[Array, "*rows D"]) -> Float32[Array, "*rows K"]:
         """[..., D] -> [..., K] float32."""
         return self.image_head(hidden)
 
     def prefill(
-        self, x: jax.Array, positions: jax.Array, mask: jax.Array, cache_length: int
-    ) -> tuple[jax.Array, KVCache]:
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        cache_length: int,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Runs a prompt and keeps its keys and values.
 
         Args:
@@ -138,21 +149,25 @@ class JanusModel(nnx.Module):
         return h, KVCache.from_prefill(keys_values, mask, cache_length)
 
     def decode_step(
-        self, x: jax.Array, positions: jax.Array, cache: KVCache
-    ) -> tuple[jax.Array, KVCache]:
+        self, x: Float[Array, "B 1 D"], positions: Int[Array, "B 1"], cache: KVCache
+    ) -> tuple[Float[Array, "B 1 D"], KVCache]:
         """One more token for each row: [B, 1, D], positions [B, 1] -> ([B, 1, D], cache)."""
         return self.llm.decode_step(x, positions, cache)
 
     def extend(
-        self, x: jax.Array, positions: jax.Array, mask: jax.Array, cache: KVCache
-    ) -> tuple[jax.Array, KVCache]:
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
         """T more tokens for each row; see `Llama.extend`."""
         return self.llm.extend(x, positions, mask, cache)
 
-    def vq_encode(self, pixels: jax.Array, taps: Taps = None) -> jax.Array:
+    def vq_encode(self, pixels: Float[Array, "B S S 3"], taps: Taps = None) -> Int32[Array, "B P"]:
         """Pictures [B, S, S, 3] in [-1, 1] -> codes [B, P] int32, row-major."""
         return self.vq.encode(pixels, taps)
 
-    def vq_decode(self, ids: jax.Array, taps: Taps = None) -> jax.Array:
+    def vq_decode(self, ids: Int[Array, "B P"], taps: Taps = None) -> Float32[Array, "B S S 3"]:
         """Codes [B, P] -> pictures [B, S, S, 3] float32, about [-1, 1], not clipped."""
         return self.vq.decode(ids, taps)
