@@ -15,6 +15,7 @@ import numpy as np
 
 from janus_jax import functional, memory
 from janus_jax.config import JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
+from janus_jax.generate.image import MAX_PICTURES
 from janus_jax.quantize import quantize
 
 MODELS = (JANUS_PRO_1B, JANUS_PRO_7B)
@@ -31,7 +32,8 @@ class Device:
     Attributes:
       name: heading of its column.
       gigabytes: its memory, 10^9 bytes.
-      cpu: it computes in float32 where int8 is asked for, as `Janus.from_pretrained` does there.
+      cpu: it computes in float32 where int8 is asked for, as `Janus.from_pretrained` does there,
+        and draws at most 16 pictures at once.
     """
 
     name: str
@@ -76,7 +78,7 @@ def largest(config: JanusConfig, dtype: str, device: Device) -> int:
         PROMPT_LENGTH,
         device.free,
         itemsize=np.dtype(compute).itemsize,
-        most=MOST,
+        most=MAX_PICTURES if device.cpu else MOST,
     )
 
 
