@@ -6,8 +6,8 @@ of activations, so one table decides the layout of a run:
 
     mesh axis   meaning                               parameters      activations
     data        replicas across slices                -               batch
-    fsdp        parameters split, gathered when used  embed           batch
-    tensor      a matrix split inside a layer         heads mlp vocab conv_out
+    fsdp        parameters split, gathered when used  embed mlp_rows  batch
+    tensor      a matrix split inside a layer         heads mlp mlp_rows vocab conv_out
     sequence    long sequences split                  -               length
 """
 
@@ -43,6 +43,7 @@ class Rules:
     embed: tuple[str, ...] | None = ("fsdp",)
     heads: tuple[str, ...] | None = ("tensor",)
     mlp: tuple[str, ...] | None = ("tensor",)
+    mlp_rows: tuple[str, ...] | None = ("tensor", "fsdp")
     vocab: tuple[str, ...] | None = ("tensor",)
     conv_out: tuple[str, ...] | None = ("tensor",)
     norm: tuple[str, ...] | None = None

@@ -154,7 +154,8 @@ class TrainConfig:
         float32 on a CPU, bfloat16 elsewhere.
       remat: activations of a layer that the backward pass keeps instead of making them again: all
         (`none`), or see `train.scanned.SAVED`.
-      loss_chunk: targets of each device whose logits exist at the same time.
+      loss_chunk: text targets of each device whose logits exist at the same time, and as many image
+        targets as take the memory of those.
       seed: seed of weights, data order and augmentation.
       log_every: steps between two lines of metrics.
       preview_every: steps between two sample pictures; 0 for none.

@@ -47,7 +47,9 @@ class Mlp(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, width: int, mlp_dim: int, *, dtype: Any, param_dtype: Any):
         kwargs: dict[str, Any] = dict(bias=True, dtype=dtype, param_dtype=param_dtype)
         self.fc1 = Linear(rngs, width, mlp_dim, ("embed", "mlp"), **kwargs)
-        self.fc2 = Linear(rngs, mlp_dim, width, ("mlp", "embed"), **kwargs)
+        # Gathered by its columns, of which a chip of a pod has four, the TPU compiler would copy it
+        # into another layout before each product.
+        self.fc2 = Linear(rngs, mlp_dim, width, ("mlp_rows", None), **kwargs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, P, W] -> [B, P, W]."""

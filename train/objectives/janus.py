@@ -108,7 +108,7 @@ def loss(
       drawings: pictures to draw in the whole step; only needed with noise.
       text_weight: weight of a text token beside an image token.
       code_noise: see `with_noise`; it goes into the inputs, never into the targets.
-      chunk: targets of each group whose logits exist at the same time.
+      chunk: text targets of each group whose logits exist at the same time, see `image_chunk`.
 
     Returns:
       For each kind `{kind}_loss` its summed loss and its number of tokens; `loss`: the weighted sum
@@ -128,8 +128,19 @@ def loss(
             sums[f"{kind}_loss"] = summed, n
     if batch["codes"].shape[0]:
         chosen = take(states, batch["image_positions"], groups)
-        losses = cross_entropy(model.image_logits, chosen, batch["image_targets"], chunk=chunk)
+        losses = cross_entropy(
+            model.image_logits, chosen, batch["image_targets"], chunk=image_chunk(model, chunk)
+        )
         summed, n = jnp.sum(losses * batch["image_weights"]), jnp.sum(batch["image_weights"])
         total, count = total + summed, count + n
         sums["generation_loss"] = summed, n
     return {"loss": (total, count), **sums}
+
+
+def image_chunk(model: JanusModel, chunk: int) -> int:
+    """Image targets that take no more memory than `chunk` text targets.
+
+    Half of it is logits, the rest what the head's hidden layer keeps (docs/LOG.md).
+    """
+    words, codes = (head.kernel.shape[-1] for head in (model.llm.lm_head, model.image_head.out))
+    return max(1, chunk * words // (2 * codes))

@@ -100,6 +100,7 @@ def loss_temporaries(step: PlannedStep, graphdef: Any) -> int:
 
     from janus_jax.functional import abstract
     from train.objectives.chunked import cross_entropy
+    from train.objectives.janus import image_chunk
     from train.scanned import stack
 
     config, width = step.config, step.model.llm.width
@@ -116,8 +117,9 @@ def loss_temporaries(step: PlannedStep, graphdef: Any) -> int:
     def loss(params: Any, text: Any, image: Any, words: Any, codes: Any) -> jax.Array:
         model = nnx.merge(graphdef, params)
         chunk = config.loss_chunk
+        drawn = image_chunk(model, chunk)
         losses = cross_entropy(model.text_logits, text, words, chunk=chunk)
-        return losses.sum() + cross_entropy(model.image_logits, image, codes, chunk=chunk).sum()
+        return losses.sum() + cross_entropy(model.image_logits, image, codes, chunk=drawn).sum()
 
     def gradients(params: Any, *rest: Any) -> Any:
         by_params, by_text, by_image = jax.grad(loss, argnums=(0, 1, 2))(params, *rest)
