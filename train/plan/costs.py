@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from train.plan.hlo import Instruction, Program, arrays, executed, inside, sizes, trip_count
@@ -208,17 +209,38 @@ def buffers(program: Program) -> Counter[tuple[int, ...]]:
     return found
 
 
-def score_buffers(program: Program, length: int, heads: int) -> list[tuple[int, ...]]:
-    """Arrays that hold [heads, length, length] numbers or more, as attention scores would."""
+def score_buffers(program: Program, length: int, heads: int, width: int) -> list[tuple[int, ...]]:
+    """Arrays that hold [length, length] numbers or more, as attention scores would.
+
+    Args:
+      program: the program.
+      length: T, slots of a row.
+      heads: of a device.
+      width: of the model; where it equals T, matrices and states have two such dimensions as well,
+        and only scores of all heads are told from them.
+    """
+    found = [dims for dims in buffers(program) if dims.count(length) >= 2]
+    if length != width:
+        return found
+    return [d for d in found if heads in d and math.prod(d) >= heads * length**2]
+
+
+def logit_buffers(
+    program: Program, chunk: int, words: int, widths: Collection[int]
+) -> list[tuple[int, ...]]:
+    """Arrays that hold logits of half a chunk of targets more than a chunk, or of more.
+
+    Args:
+      program: the program.
+      chunk: targets of a device whose logits may exist at the same time.
+      words: of the vocabulary, on a device.
+      widths: rows of the matrices that have so many columns too, the head and the embeddings; so
+        many targets are not told from a matrix.
+    """
     return [
         dims
         for dims in buffers(program)
-        if dims.count(length) >= 2 and heads in dims and math.prod(dims) >= heads * length**2
-    ]
-
-
-def logit_buffers(program: Program, tokens: int, words: int) -> list[tuple[int, ...]]:
-    """Arrays that hold [tokens, words] numbers or more, as the logits of all tokens would."""
-    return [
-        dims for dims in buffers(program) if words in dims and math.prod(dims) >= tokens * words
+        if words in dims
+        and math.prod(dims) >= 1.5 * chunk * words
+        and math.prod(dims) // words not in widths
     ]

@@ -87,8 +87,6 @@ def compiled_figures(step: PlannedStep, compiled: CompiledStep) -> dict[str, Any
     step_seconds = seconds + kernel_seconds
     products = costs.dot_flops(program)
     moved = costs.collectives(program)
-    per_device = layout.shape.rows * layout.length
-    heads = step.model.llm.num_heads // step.sizes["tensor"]
     return {
         "estimated_cycles": cycles,
         "model_flops_per_device": model_flops,
@@ -108,14 +106,28 @@ def compiled_figures(step: PlannedStep, compiled: CompiledStep) -> dict[str, Any
         "custom_calls": dict(kernels),
         "custom_call_seconds": kernel_seconds,
         "loops_of_unknown_length": costs.unknown_loops(program),
-        "score_buffers": costs.score_buffers(program, layout.length, heads),
-        "logit_buffers": costs.logit_buffers(
-            program, per_device, step.model.llm.vocab_size // step.sizes["tensor"]
-        ),
+        **needless_buffers(step, program),
         "compile_seconds": compiled.seconds,
         "tokens_per_step": layout.tokens,
         "largest_replicated_param_bytes": largest_replicated(step.state, step.shardings),
         "optimizer_bytes": _bytes(step.state.opt_state),
+    }
+
+
+def needless_buffers(step: PlannedStep, program: hlo.Program) -> dict[str, Any]:
+    """Arrays of scores or logits that the step is written never to make; both lists are empty.
+
+    Args:
+      step: the step.
+      program: what it was compiled to.
+    """
+    llm, sizes = step.model.llm, step.sizes
+    heads, words = (n // sizes["tensor"] for n in (llm.num_heads, llm.vocab_size))
+    # Whole, and as a device keeps its part.
+    widths = {llm.width, llm.width // sizes["fsdp"]}
+    return {
+        "score_buffers": costs.score_buffers(program, step.layout.length, heads, llm.width),
+        "logit_buffers": costs.logit_buffers(program, step.config.loss_chunk, words, widths),
     }
 
 

@@ -205,5 +205,9 @@ def test_buffers_of_scores_and_logits_are_seen():
         )
     )
     read = computations(text)
-    assert costs.score_buffers(read, 4096, 32) == [(2, 32, 4096, 4096)]
-    assert costs.logit_buffers(read, 8192, 102400) == [(2, 4096, 102400)]
+    # 4096 wide too: states and matrices are no scores.
+    assert costs.score_buffers(read, 4096, 32, 4096) == [(2, 32, 4096, 4096)]
+    every = [(4096, 4096), (2, 4096, 4096), (2, 32, 4096, 4096)]
+    assert sorted(costs.score_buffers(read, 4096, 32, 2048), key=len) == every
+    assert costs.logit_buffers(read, 811, 102400, {4096}) == [(2, 4096, 102400)]
+    assert costs.logit_buffers(read, 512, 102400, {4096}) == [(1, 811, 102400), (2, 4096, 102400)]
