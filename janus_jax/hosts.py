@@ -126,16 +126,10 @@ class Team:
         return bool(self.any_of("yes" if mine else ""))
 
     def any_of(self, mine: str) -> str:
-        """What any of the processes has to say; the same everywhere. All have to ask.
+        """What any of the processes has to say (empty: nothing); the same everywhere, as of `any`.
 
         Args:
           mine: what this process has to say; empty for nothing.
-
-        Returns:
-          Empty where none has anything to say.
-
-        Raises:
-          RuntimeError: one of them died, or did not ask within an hour.
         """
         self._asked += 1
         key = f"janus_jax/any/{self._asked}"

@@ -76,7 +76,7 @@ class Checkpoints:
         Raises:
           InputError: less than 1.2 times the state's bytes are free.
         """
-        self._check_free("a checkpoint in", "takes", _room(state))
+        self._check_free("a checkpoint in", _room(state))
 
     def check_room_for_all(self, state: TrainState, saves: int, result: int) -> None:
         """Refuses to begin where the disk would be full before the end of the run.
@@ -94,9 +94,9 @@ class Checkpoints:
         there = len(self._manager.all_steps())
         at_most = min(max(_KEPT + 1 - there, 0), saves) * _room(state)
         at_the_end = min(max(_KEPT - there, 0), saves) * _room(state) + result
-        self._check_free("checkpoints and result of the run in", "take", max(at_most, at_the_end))
+        self._check_free("what the run still writes in", max(at_most, at_the_end))
 
-    def _check_free(self, what: str, take: str, needed: int) -> None:
+    def _check_free(self, what: str, needed: int) -> None:
         free = free_bytes(self._directory)
         if (others := team()) is not None:
             # All processes see one disk fill up, but must come to one conclusion.
@@ -104,7 +104,7 @@ class Checkpoints:
         if free < needed:
             kept = self.latest()
             raise InputError(
-                f"{what} {self._directory} {take} up to {_size(needed)}; "
+                f"{what} {self._directory} takes up to {_size(needed)}; "
                 f"its disk has {_size(free)} free"
                 + ("" if kept is None else f"; the checkpoint of step {kept} is intact"),
                 fix="make room and go on with --resume, or choose another --run-dir",

@@ -98,7 +98,7 @@ def test_a_disk_that_would_be_full_before_the_end_is_found_at_the_start(tmp_path
                 patch.setattr(module, "free_bytes", lambda path, needed=needed: needed)
                 checkpoints.check_room_for_all(state(0), saves, result)
                 patch.setattr(module, "free_bytes", lambda path, needed=needed: needed - 1)
-                with pytest.raises(InputError, match=r"result of the run in .* take up to"):
+                with pytest.raises(InputError, match=r"the run still writes in .* takes up to"):
                     checkpoints.check_room_for_all(state(0), saves, result)
     checkpoints.close()
 
