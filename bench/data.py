@@ -7,10 +7,11 @@ that is pixel-equal to the reference, by the fast path, and the float32 array of
 image processor of transformers (its Pillow version, on the same files), in turn, in one thread; its
 seconds of CPU are counted, which is what a core gives. The processor is called on a whole batch, as
 its interface offers, and once more picture by picture, as loaders call it
-(`exact_path_ratio_one_by_one`). Mixture: a million records
-of three kinds in two data sets: how exactly the weights are kept over 1,000 steps, and how long
-opening takes once the lengths are known. Memory: the growth of the resident set over 10,000
-batches of that mixture.
+(`exact_path_ratio_one_by_one`). Mixture: a million records of three kinds in two data sets: how
+exactly the weights are kept over 1,000 steps of ten samples, and how long a start takes once the
+lengths are known (`startup_seconds`): as many samples as fill 512 rows are found, and the shapes of
+the step from its first 64 layouts over 64 devices in 4 micro-steps. Memory: the growth of the
+resident set over 10,000 batches of that mixture.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from train.data.records.shards import ShardWriter, begin, write_manifest
 SIZES = ((640, 480), (480, 640), (800, 600), (1024, 768), (768, 1024), (1280, 853), (2000, 1500))
 SIDE, IMAGE_TOKENS, LENGTH = 384, 576, 4096
 PER_STEP: dict[Kind, int] = {"understanding": 5, "text": 1, "generation": 4}
+ROWS, GROUPS, ACCUMULATE = 512, 64, 4
 SMALL_SIDE, SMALL_TOKENS, CODES = 16, 4, 64
 QUESTION, ANSWER = "What is in the picture?", "A field of soft colours."
 
@@ -187,11 +189,12 @@ def write_set(folder: Path, counts: dict[Kind, int], shard: int = 50_000) -> Pat
     return folder
 
 
-def open_sets(data: Sequence[str], workers: int) -> RecordSource:
-    """The mixture of the second and third part."""
+def open_sets(data: Sequence[str], workers: int, rows: int = 0) -> RecordSource:
+    """The mixture of the second and third part; with `rows`, as many samples as fill them."""
     return open_source(
         data,
         samples=PER_STEP,
+        rows=rows,
         length=256,
         seed=0,
         tokenizer=tokenizer(),
@@ -216,9 +219,11 @@ def measure_mixture(folder: Path, count: int, steps: int, batches: int) -> dict[
     open_sets(sets, workers=os.cpu_count() or 1)
     first = time.perf_counter() - start
     start = time.perf_counter()
-    source = open_sets(sets, workers=1)
-    source.plan(0)
+    filled = open_sets(sets, workers=1, rows=ROWS)
+    opened = time.perf_counter() - start
+    shape = batches_of(filled, groups=GROUPS, accumulate=ACCUMULATE, rows=ROWS).usual
     startup = time.perf_counter() - start
+    source = open_sets(sets, workers=1)
     counted: Counter[tuple[str, str]] = Counter()
     for step in range(steps):
         for entry in source.plan(step):
@@ -233,9 +238,24 @@ def measure_mixture(folder: Path, count: int, steps: int, batches: int) -> dict[
         "mixture_steps": steps,
         "records": count,
         "startup_seconds": startup,
+        "startup_open_seconds": opened,
+        "startup_samples_a_step": len(filled.plan(0)),
+        "startup_rows_a_group": shape.rows,
         "first_startup_seconds": first,
         **measure_memory(source, batches),
     }
+
+
+def batches_of(source: RecordSource, **how: int) -> PackedBatches:
+    """Packed steps of the mixture."""
+    return PackedBatches(
+        source,
+        kinds=tuple(PER_STEP),
+        length=256,
+        image_size=SMALL_SIDE,
+        image_tokens=SMALL_TOKENS,
+        **how,
+    )
 
 
 def resident() -> int:
@@ -245,13 +265,7 @@ def resident() -> int:
 
 def measure_memory(source: RecordSource, batches: int) -> dict[str, Any]:
     """Growth of the resident set from one tenth of some batches to the last of them."""
-    steps = PackedBatches(
-        source,
-        kinds=tuple(PER_STEP),
-        length=256,
-        image_size=SMALL_SIDE,
-        image_tokens=SMALL_TOKENS,
-    )
+    steps = batches_of(source)
     sizes, start = [], time.perf_counter()
     for done, _ in enumerate(prefetch(steps, 0, batches, source=source), 1):
         if done % max(batches // 100, 1) == 0:

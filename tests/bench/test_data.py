@@ -24,6 +24,10 @@ def test_every_figure_is_there(monkeypatch, capsys):
     assert (report["records"], report["mixture_steps"], report["batches"]) == (400, 30, 30)
     # 2 of 4 samples of a step are from either set.
     assert report["mixture_max_error"] == 0
-    assert report["startup_seconds"] > 0 and report["first_startup_seconds"] > 0
+    assert report["first_startup_seconds"] > 0
+    assert report["startup_seconds"] > report["startup_open_seconds"] > 0
+    # All there are, at 5 : 1 : 4.
+    assert report["startup_samples_a_step"] == 10 * min(160 // 5, 40, 200 // 4)
+    assert report["startup_rows_a_group"] == 2
     assert report["rss_growth"] == pytest.approx(0, abs=0.2) and report["rss_bytes"] > 10**7
     assert len(report["load_average"]) == len(report["load_average_after"]) == 3
