@@ -12,6 +12,7 @@ import tyro
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError
 from train.config import TrainConfig
+from train.described import description
 
 Flags = TypeVar("Flags")
 
@@ -54,6 +55,7 @@ def parse_preset(
         ],
         frozen=True,
     )
+    arguments.__doc__ = description(name)
     default = arguments(flags, presets[name])
     found: Any = parse(arguments, rest, prog=f"janus-jax {command} {name}", default=default)
     return cast(Flags, found.flags), found.config

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from janus_jax.cli.parsing import parse
+from janus_jax.errors import InputError
 from janus_jax.hosts import HostsConfig, connect, is_first
 from train.arguments import parse_preset
 from train.config import TrainConfig
@@ -15,14 +16,18 @@ from train.stopping import stop_on_signal
 
 RECIPES = {"emoji": EMOJI_RECIPE}
 
-USAGE = """usage: janus-jax train PRESET [--run-dir DIR] [--resume | --overwrite] [--FIELD VALUE]...
+USAGE = """usage: janus-jax train PRESET [--run-dir DIR] [--resume [--fall-back] | --overwrite]
+                              [--hosts.FIELD VALUE]... [--FIELD VALUE]...
 
-Trains a named preset. Every field of a preset can be set: `janus-jax train PRESET --help`.
-A run lives in DIR (default runs/PRESET); it is stopped by SIGTERM or Ctrl-C, which saves its state
-and exits with status 75, and goes on with --resume. Several hosts train together when each of them
-is given the same command: on TPU pods, under SLURM and on GKE that is all (docs/training.md).
+Trains a named preset. `janus-jax train PRESET --help` says what it needs, and every field that can
+be set. A run lives in DIR (default runs/PRESET); it is stopped by SIGTERM or Ctrl-C, which saves
+its state and exits with status 75, and goes on with --resume; with --fall-back from the checkpoint
+before, where the newest is damaged. Several hosts train together when each of them is given the
+same command: on TPU pods, under SLURM and on GKE that is all; elsewhere --hosts.coordinator
+HOST:PORT, --hosts.processes and --hosts.process name them (docs/training.md).
 
-recipes (all their runs in order, each in its own folder below DIR; goes on by itself):
+recipes (all their runs in order, each in its own folder below DIR; what is done is left alone, and
+what was stopped goes on, with --resume and without):
   emoji          the shipped model, about two hours on 2 cores
 
 presets:
@@ -76,6 +81,8 @@ def main(argv: list[str]) -> int:
     name, rest = argv[0], argv[1:]
     if name in RECIPES:
         flags = parse(Flags, rest, prog=f"janus-jax train {name}")
+        if flags.resume and flags.overwrite:
+            raise InputError("--resume and --overwrite exclude each other", "one of them")
         root = flags.run_dir or Path("runs")
         _connect(flags.hosts)
         return run_recipe(RECIPES[name], root, overwrite=flags.overwrite, fall_back=flags.fall_back)

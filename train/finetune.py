@@ -51,7 +51,7 @@ FINETUNE_LORA = replace(
 
 janus-jax train finetune-lora --init deepseek-ai/Janus-Pro-1B --data my.jsonl --run-dir runs/mine
 
-As `FINETUNE`, with a hundredth of the parameters trained and the others in bfloat16: Janus-Pro-1B
+As finetune, with a hundredth of the parameters trained and the others in bfloat16: Janus-Pro-1B
 takes 5 GB, Janus-Pro-7B 16 GB, activations not counted, and 9 GB and 31 GB while a preview is drawn
 (`--preview-every 0`: never). `--trainable llm aligner gen_aligner image_head gen_embed` trains the
 small parts as well.

@@ -11,8 +11,10 @@ captions are dropped for guidance; tasks have no weights.
 Before stage 1, `janus-jax assemble runs/pretrained ...` makes one model directory of a pretrained
 language model, SigLIP and a VQ tokenizer (docs/assemble.md), and `janus-jax data pack` and `data
 encode` make the data sets that `data` names; `--data` names others. Each stage starts from the run
-of the stage before, beside its own. What fits where, and how fast the compiler believes a step to
-be, is asked of `janus-jax plan PRESET --compile` (docs/plan.md).
+of the stage before, beside its own. Memory is what the TPU compiler says of the compiled step, or
+an estimate from shapes; neither was run. `janus-jax plan PRESET --compile` tells it of another
+slice, and how fast the compiler believes a step to be (docs/plan.md). Each preset's text is the
+head of its `--help`.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ PRO_1B_STAGE1 = replace(_STAGE1, name="janus-pro-1b-stage1", model="janus-pro-1b
 
 janus-jax train janus-pro-1b-stage1 --data data/understanding data/imagenet
 
-Hardware: a v5e:16x16 slice (256 chips of 16 GB), a row a chip.
+Hardware: a v5e:16x16 slice (256 chips of 16 GB), a row a chip; about 5.7 GB a chip (estimated).
 """
 
 PRO_1B_STAGE2 = replace(
@@ -91,7 +93,7 @@ janus-jax train janus-pro-1b-stage2 --data data/understanding data/text data/rea
 The report plans 360,000 steps and stops at 270,000; the learning rate is constant, so that where it
 stops changes nothing before. Real and synthetic pictures are drawn 1:1, each set with weight 1.
 
-Hardware: a v5e:16x16 slice, two rows a chip.
+Hardware: a v5e:16x16 slice (256 chips of 16 GB), two rows a chip; 11.1 GB a chip (compiled).
 """
 
 PRO_1B_STAGE3 = replace(
@@ -106,8 +108,8 @@ PRO_1B_STAGE3 = replace(
 
 janus-jax train janus-pro-1b-stage3 --data data/instructions data/text-instructions data/pictures
 
-Hardware: a v5e:16x16 slice. 128 rows are fewer than its chips, so that two share a row; on 128
-chips or fewer, --mesh fsdp=all.
+Hardware: a v5e:16x16 slice (256 chips of 16 GB); 4.9 GB a chip (compiled). 128 rows are fewer than
+its chips, so that two share a row; on 128 chips or fewer, --mesh fsdp=all.
 """
 
 PRO_7B_STAGE1 = replace(_STAGE1, name="janus-pro-7b-stage1", model="janus-pro-7b", accumulate=2)
@@ -115,7 +117,8 @@ PRO_7B_STAGE1 = replace(_STAGE1, name="janus-pro-7b-stage1", model="janus-pro-7b
 
 janus-jax train janus-pro-7b-stage1 --data data/understanding data/imagenet
 
-Hardware: a v5p:4x4x4 slice (64 chips of 95 GB), two rows a chip at a time.
+Hardware: a v5p:4x4x4 slice (64 chips of 95 GB), two rows a chip at a time; 26.4 GB a chip
+(compiled).
 """
 
 PRO_7B_STAGE2 = replace(
@@ -129,7 +132,10 @@ PRO_7B_STAGE2 = replace(
 
 janus-jax train janus-pro-7b-stage2 --data data/understanding data/text data/real data/synthetic
 
-See `PRO_1B_STAGE2` for steps and data. Hardware: a v5p:4x4x4 slice, two rows a chip at a time.
+See janus-pro-1b-stage2 for steps and data.
+
+Hardware: a v5p:4x4x4 slice (64 chips of 95 GB), two rows a chip at a time; 29.7 GB a chip
+(compiled).
 """
 
 PRO_7B_STAGE3 = replace(
@@ -143,7 +149,7 @@ PRO_7B_STAGE3 = replace(
 
 janus-jax train janus-pro-7b-stage3 --data data/instructions data/text-instructions data/pictures
 
-Hardware: a v5p:4x4x4 slice, two rows a chip.
+Hardware: a v5p:4x4x4 slice (64 chips of 95 GB), two rows a chip; 29.1 GB a chip (compiled).
 """
 
 JANUS_STAGE1 = replace(
@@ -158,7 +164,7 @@ JANUS_STAGE1 = replace(
 
 janus-jax train janus-1.3b-stage1 --data data/understanding data/imagenet
 
-Hardware: as `PRO_1B_STAGE1`.
+Hardware: a v5e:16x16 slice (256 chips of 16 GB), a row a chip; about 5.7 GB a chip (estimated).
 """
 
 JANUS_STAGE2 = replace(
@@ -174,7 +180,9 @@ JANUS_STAGE2 = replace(
 janus-jax train janus-1.3b-stage2 --data data/understanding data/text data/imagenet:2 data/pictures
 
 ImageNet has two thirds of the text-to-image samples, as in the paper; the paper takes them in the
-first two thirds of the steps, here every step has its share. Hardware: as `PRO_1B_STAGE2`.
+first two thirds of the steps, here every step has its share.
+
+Hardware: a v5e:16x16 slice (256 chips of 16 GB), two rows a chip; about 11 GB a chip (estimated).
 """
 
 JANUS_STAGE3 = replace(
@@ -191,7 +199,7 @@ JANUS_STAGE3 = replace(
 
 janus-jax train janus-1.3b-stage3 --data data/instructions data/text-instructions data/pictures
 
-Hardware: as `PRO_1B_STAGE1`.
+Hardware: a v5e:16x16 slice (256 chips of 16 GB), a row a chip; about 6.4 GB a chip (estimated).
 """
 
 PUBLISHED = (

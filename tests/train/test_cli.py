@@ -34,8 +34,18 @@ def test_help_lists_presets_recipes_and_examples(argv, capsys):
     out = capsys.readouterr().out
     for name in (*PRESETS, *cli.RECIPES):
         assert f"  {name}" in out
-    assert "--resume" in out and "janus-jax train emoji --run-dir runs" in out
+    for flag in ("--resume", "--overwrite", "--fall-back", "--hosts.coordinator"):
+        assert flag in out
+    assert "janus-jax train emoji --run-dir runs" in out
     assert max(map(len, out.splitlines())) <= 100
+
+
+def test_a_preset_s_help_begins_with_what_it_is(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.run(["train", "janus-pro-7b-stage2", "--help"])
+    assert stop.value.code == 0
+    out = " ".join(capsys.readouterr().out.split("options")[0].split())
+    assert "270,000 steps of 512 rows" in out and "29.7 GB a chip (compiled)" in out
 
 
 def test_a_preset_s_help_shows_every_field(capsys):
@@ -88,6 +98,7 @@ def test_a_recipe_runs_all_its_presets_in_order(runs, tmp_path, capsys):
         ("emoji-stage2 --batch-size 7", "--batch-size 7"),
         ("emoji-vq --objective adversarial", "adversarial"),
         ("emoji --steps 5", "--steps"),
+        ("emoji --resume --overwrite", "--resume and --overwrite exclude each other"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_status_2(runs, capsys, words, named):

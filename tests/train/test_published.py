@@ -1,7 +1,10 @@
 """The published recipes, number by number, as the papers print them."""
 
+import re
+
 import pytest
 
+from train.described import description
 from train.presets import PRESETS
 from train.published import PUBLISHED
 
@@ -40,6 +43,16 @@ def test_a_preset_is_its_column_of_the_table(name):
         zip(("understanding", "text", "generation"), mixture, strict=True)
     )
     assert preset.rows % preset.accumulate == 0
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_help_of_a_preset_is_its_command_and_what_it_needs(name):
+    text = description(name)
+    data = " ".join(PRESETS[name].data)
+    assert f"\njanus-jax train {name} --data {data}\n" in text
+    assert re.search(r"Hardware: a v5[ep]:\S+ slice \(\d+ chips of \d+ GB\)", text)
+    assert re.search(r"\d GB a\schip\s\((compiled|estimated)\)", text)
+    assert "`" not in text  # names of the command line, not of the code
 
 
 def test_what_trains_grows_from_stage_to_stage():
