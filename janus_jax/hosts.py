@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from janus_jax.errors import InputError
 
@@ -177,14 +177,17 @@ class Team:
         self._until_gone(range(1, self.count))
         return True
 
-    def gone(self) -> None:
-        """The last word of this process, for process 0 has to end last."""
+    def end(self, status: int) -> NoReturn:
+        """Ends this process at once; process 0 has to end last."""
+        sys.stdout.flush()
+        sys.stderr.flush()
         with contextlib.suppress(RuntimeError):
             self._client.key_value_set(f"janus_jax/gone/{self.index}", "", allow_overwrite=True)
         if self.index == 0:
             self._until_gone(range(1, self.count))
             # They have said so just before they end, and JAX aborts who outlives process 0.
             time.sleep(_LAST)
+        os._exit(status)
 
     def part(self) -> None:
         """An orderly end: waits for the others to be done as well.
@@ -241,7 +244,7 @@ class Team:
             if event == "stop":
                 self.when_stopped()
             elif not self._leaving:
-                end(int(rest[0]))
+                self.end(int(rest[0]))
 
 
 _team: Team | None = None
@@ -343,12 +346,8 @@ def end(status: int) -> None:
 
     An orderly end would wait for the other processes, which may be waiting for this one.
     """
-    if _team is None:
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    _team.gone()
-    os._exit(status)
+    if _team is not None:
+        _team.end(status)
 
 
 def _check_port(hosts: HostsConfig) -> None:
