@@ -33,7 +33,7 @@ WRITTEN = (
     *("tokenizer.json", "preprocessor.json", "checkpoints", "previews", "goodput.json"),
     *("metrics.jsonl", "bad_steps.jsonl", "bad_samples*.jsonl", "stacks*.txt", "profile"),
     *("tensorboard", "wandb", "wandb.id", "params", "params.orbax-checkpoint-tmp*"),
-    *("model", ".model.*.writing", "done"),
+    *("model", ".model.*.writing", "lengths", "done"),
     *("data/train", "data/heldout", "data/packed", "data/encoded", "data/broken.jsonl"),
 )
 

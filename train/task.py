@@ -175,10 +175,11 @@ def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Ta
         if config.data and split == "train":
             # Every process counts the broken samples of the groups that it reads.
             own = f"-{jax.process_index()}" if jax.process_index() else ""
-            checked = open_data(config, origin, bad_log=run_dir / f"bad_samples{own}.jsonl")
+            log = run_dir / f"bad_samples{own}.jsonl"
+            checked = open_data(config, origin, run_dir, bad_log=log)
             source = checked
         elif config.data:
-            held = open_data(config, origin, heldout=True)
+            held = open_data(config, origin, run_dir, heldout=True)
             source = EverySample(held, config.batch_size or 8 * batch_shards(mesh))
             steps = source.steps
         else:
@@ -212,13 +213,19 @@ def _stage(config: TrainConfig, origin: Origin, mesh: Mesh, run_dir: Path) -> Ta
 
 
 def open_data(
-    config: TrainConfig, origin: Origin, *, heldout: bool = False, bad_log: Path | None = None
+    config: TrainConfig,
+    origin: Origin,
+    run_dir: Path,
+    *,
+    heldout: bool = False,
+    bad_log: Path | None = None,
 ) -> RecordSource:
     """The samples of a preset's data sets.
 
     Args:
       config: the preset.
       origin: vocabulary and processor.
+      run_dir: directory of the run, where lengths are kept that cannot be kept beside the data.
       heldout: those that are held out, instead of those of the steps.
       bad_log: file that lists the broken ones.
     """
@@ -242,6 +249,7 @@ def open_data(
             caption_drop=config.caption_drop if training else 0.0,
             max_bad_samples=config.max_bad_samples if training else None,
             bad_log=bad_log,
+            lengths_in=run_dir / "lengths",
             fast_decode=config.fast_decode,
             workers=config.data_workers,
             progress=progress,

@@ -1,6 +1,7 @@
 """A run on packed data sets: broken samples are counted in it, and its steps can be listed."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from train import loop, rundir
 from train.checkpoints import Checkpoints
 from train.data.bad_samples import TooManyBadSamples
 from train.data.records.cli import main
+from train.data.records.prepare import Preparation
+from train.init import find_origin
 from train.loop import run
+from train.task import open_data
 
 BROKEN = (b"no picture",)
 
@@ -117,6 +121,23 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(debug_dir: Path, tmp_pat
         run(settings, run_dir, resume=True, overwrite=False)
     with pytest.raises(MemoryError):
         run(settings, run_dir, resume=False, overwrite=True)
+
+
+def test_lengths_of_data_that_cannot_be_written_are_kept_in_the_run(
+    data: Path, debug_dir: Path, tmp_path: Path, monkeypatch
+):
+    copy = Path(shutil.copytree(data, tmp_path / "set", ignore=lambda *_: {"lengths"}))
+    (copy / "lengths").write_text("in the way of the folder")
+    made = config(copy, debug_dir)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    origin = find_origin(made, run_dir)
+    first = open_data(made, origin, run_dir)
+    kept = sorted(path.name.split("-")[0] for path in (run_dir / "lengths").iterdir())
+    assert kept == ["generation", "text", "understanding"]
+    monkeypatch.setattr(Preparation, "measure", None)
+    assert open_data(made, origin, run_dir).plan(0) == first.plan(0)
+    assert "lengths" in rundir.WRITTEN
 
 
 def test_ids_of_runs_on_the_drawings_and_of_no_run(tmp_path: Path, capsys):

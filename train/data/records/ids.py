@@ -61,7 +61,7 @@ def _source(config: TrainConfig, run_dir: Path) -> Source:
         )
     origin = find_origin(config, run_dir)
     if config.data:
-        return open_data(config, origin)
+        return open_data(config, origin, run_dir)
     model = origin.model
     data = EmojiData(
         config,
