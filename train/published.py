@@ -93,7 +93,7 @@ janus-jax train janus-pro-1b-stage2 --data data/understanding data/text data/rea
 The report plans 360,000 steps and stops at 270,000; the learning rate is constant, so that where it
 stops changes nothing before. Real and synthetic pictures are drawn 1:1, each set with weight 1.
 
-Hardware: a v5e:16x16 slice (256 chips of 16 GB), two rows a chip; 11.1 GB a chip (compiled).
+Hardware: a v5e:16x16 slice (256 chips of 16 GB), two rows a chip; 11.0 GB a chip (compiled).
 """
 
 PRO_1B_STAGE3 = replace(
@@ -134,7 +134,7 @@ janus-jax train janus-pro-7b-stage2 --data data/understanding data/text data/rea
 
 See janus-pro-1b-stage2 for steps and data.
 
-Hardware: a v5p:4x4x4 slice (64 chips of 95 GB), two rows a chip at a time; 29.7 GB a chip
+Hardware: a v5p:4x4x4 slice (64 chips of 95 GB), two rows a chip at a time; 29.6 GB a chip
 (compiled).
 """
 

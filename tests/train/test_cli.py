@@ -45,7 +45,7 @@ def test_a_preset_s_help_begins_with_what_it_is(capsys):
         main.run(["train", "janus-pro-7b-stage2", "--help"])
     assert stop.value.code == 0
     out = " ".join(capsys.readouterr().out.split("options")[0].split())
-    assert "270,000 steps of 512 rows" in out and "29.7 GB a chip (compiled)" in out
+    assert "270,000 steps of 512 rows" in out and "29.6 GB a chip (compiled)" in out
 
 
 def test_a_preset_s_help_shows_every_field(capsys):
