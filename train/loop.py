@@ -1,9 +1,9 @@
 """The training loop, from an empty directory to a saved model.
 
 A run directory holds `config.json` (the preset, and what it left open and the run decided),
-`metrics.jsonl`, `checkpoints/`, `previews/`, `goodput.json`, perhaps `bad_steps.jsonl` and what else
-watches the run, and at the end `params/` (the parts that this run and its ancestors trained) and,
-when all parts are there, `model/`, which `janus-jax generate --model` and `chat --model` read.
+`metrics.jsonl`, `checkpoints/`, `previews/`, `goodput.json`, perhaps `bad_steps.jsonl` and what
+else watches the run, and at the end `params/` (the parts that this run and its ancestors trained)
+and, when all parts are there, `model/`, which `janus-jax generate --model` and `chat --model` read.
 `done` is written last.
 """
 

@@ -170,8 +170,8 @@ def _list_broken(packed: Path, path: Path, config: TrainConfig) -> None:
         raise InputError(
             f"{what}, --max-bad-samples is {limit:g}; the first: {first['id']}: {first['reason']} "
             f"{first['detail']}",
-            fix=f"raise --max-bad-samples and add --resume, or repair those that {path} lists and add "
-            "--overwrite",
+            fix=f"raise --max-bad-samples and add --resume, or repair those that {path} lists and "
+            "add --overwrite",
         )
 
 
