@@ -84,7 +84,6 @@ PRO_1B_STAGE2 = replace(
     name="janus-pro-1b-stage2",
     model="janus-pro-1b",
     init=_from("janus-pro-1b-stage1"),
-    loss_chunk=580,  # a chip's text targets in six parts, not seven
 )
 """And the language model, 270,000 steps of 512 rows (stage 2; 2:3:5).
 

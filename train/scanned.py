@@ -24,7 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 from janus_jax.config import JanusConfig
 from janus_jax.models.janus import JanusModel
 from janus_jax.models.llama import Attention, Layer
-from janus_jax.nn.layers import gelu, precision
+from janus_jax.nn.layers import Linear, gelu, precision
 from janus_jax.nn.segments import Kernel, segment_attention
 from janus_jax.sharding import constrain
 from train.config import Remat
@@ -107,7 +107,8 @@ class ScannedJanus(JanusModel):
         attn, mlp = layer.attn, layer.mlp
         q, k, v = self._project(attn, layer.attn_norm(x), rope)
         y = segment_attention(q, k, v, segment_ids, scale=attn.head_dim**-0.5, kernel=self.kernel)
-        x = x + checkpoint_name(attn.out(y.reshape(*y.shape[:2], -1)), "attn_out")
+        y = _heads_out(attn.out, y) if self.kernel == "splash" else attn.merge(y)
+        x = x + checkpoint_name(y, "attn_out")
         h = layer.mlp_norm(x)
         gate, up = checkpoint_name(mlp.gate(h), "gate"), checkpoint_name(mlp.up(h), "up")
         return x + mlp.down(jax.nn.silu(gate) * up)
@@ -144,6 +145,18 @@ class ScannedJanus(JanusModel):
             policy = jax.checkpoint_policies.save_only_these_names(*saved)
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         return jax.lax.scan(body, x, params)[0]
+
+
+def _heads_out(out: Any, y: jax.Array) -> jax.Array:
+    """`Attention.merge` for the heads that splash gives, [B, T, N, H] -> [B, T, D].
+
+    They lie in memory as [B, N, T, H]. A product over heads and their widths reads them there, where
+    `merge` would first bring them together (docs/LOG.md). An adapted matrix is more than a product.
+    """
+    if not isinstance(out, Linear):
+        return out(y.reshape(*y.shape[:2], -1))
+    kernel = out.kernel[...].astype(y.dtype).reshape(*y.shape[2:], -1)
+    return jnp.einsum("btnh,nhd->btd", y, kernel, precision=precision(y.dtype))
 
 
 def rotated(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

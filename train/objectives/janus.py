@@ -140,7 +140,7 @@ def loss(
 def image_chunk(model: JanusModel, chunk: int) -> int:
     """Image targets that take no more memory than `chunk` text targets.
 
-    Half of it is logits, the rest what the head's hidden layer keeps (docs/LOG.md).
+    Two thirds of it is logits, the rest what the head's hidden layer keeps (docs/LOG.md).
     """
     words, codes = (head.kernel.shape[-1] for head in (model.llm.lm_head, model.image_head.out))
-    return max(1, chunk * words // (2 * codes))
+    return max(1, 2 * chunk * words // (3 * codes))
