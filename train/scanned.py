@@ -150,8 +150,8 @@ class ScannedJanus(JanusModel):
 def _heads_out(out: Any, y: jax.Array) -> jax.Array:
     """`Attention.merge` for the heads that splash gives, [B, T, N, H] -> [B, T, D].
 
-    They lie in memory as [B, N, T, H]. A product over heads and their widths reads them there, where
-    `merge` would first bring them together (docs/LOG.md). An adapted matrix is more than a product.
+    They lie in memory as [B, N, T, H]. A product over heads and their widths reads them there,
+    where `merge` first brings them together (docs/LOG.md). An adapted matrix is more than a product.
     """
     if not isinstance(out, Linear):
         return out(y.reshape(*y.shape[:2], -1))
