@@ -151,7 +151,7 @@ def _heads_out(out: Any, y: jax.Array) -> jax.Array:
     """`Attention.merge` for the heads that splash gives, [B, T, N, H] -> [B, T, D].
 
     They lie in memory as [B, N, T, H]. A product over heads and their widths reads them there,
-    where `merge` first brings them together (docs/LOG.md). Adapted matrices are more than a product.
+    where `merge` first brings them together (docs/LOG.md). An adapted matrix has its own product.
     """
     if not isinstance(out, Linear):
         return out(y.reshape(*y.shape[:2], -1))
