@@ -11,12 +11,12 @@ import os
 import queue
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from janus_jax.errors import RunFailed
 from train.data.bad_samples import BadSample, BadSamples
+from train.data.workers import end_with_parent
 
 Batch = TypeVar("Batch")
 
@@ -110,21 +110,13 @@ def _in_processes(make: Callable[[int], Any], start: int, stop: int, processes: 
 
 
 def _begin_worker(index: int, count: int) -> None:
-    """Settles how a worker process ends: with its parent, however that ends, and not before it."""
     del index, count
     os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerators belong to the parent
     # Ctrl-C, and SIGTERM on a cluster, go to all processes; the parent stops its workers itself
     # once it has saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def follow() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()
 
 
 def _watched(made: Sequence[Iterator[Any]], start: int, stop: int, timeout: float) -> Iterator[Any]:

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from train.data.records.prepare import Preparation
 from train.data.records.record import Record
 from train.data.records.schema import BrokenRecord
 from train.data.records.shards import RecordSet, Shards
+from train.data.workers import worker_pool
 
 Progress = Callable[[int, int], None]
 
@@ -185,11 +184,7 @@ def _measure(
         for chunk in chunks:
             take(chunk, _measure_chunk(records, kind, preparation, chunk))
     else:
-        # Spawned, not forked: the parent may have threads of JAX or gRPC.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            workers, context, initializer=_begin, initargs=(records, kind, preparation)
-        ) as pool:
+        with worker_pool(workers, _begin, records, kind, preparation) as pool:
             for chunk, result in zip(chunks, pool.map(_measure_in_worker, chunks), strict=True):
                 take(chunk, result)
     return Lengths(table[0], table[1], table[2], tuple(broken))

@@ -6,9 +6,8 @@ so. A run that was stopped, however, skips the units whose file is there.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from train.data.records.record import Record
 from train.data.records.schema import BrokenRecord, Captions
 from train.data.records.shards import ShardWriter, begin, write_manifest
 from train.data.records.sources import Unit, find_units, read_unit
+from train.data.workers import worker_pool
 
 Progress = Callable[[int, int], None]
 
@@ -85,9 +85,7 @@ def _run(
         for i in todo:
             yield _pack_unit(units[i], i, out, captions)
         return
-    # Spawned, not forked: the parent may have threads of JAX or gRPC.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context) as pool:
+    with worker_pool(min(workers, len(todo))) as pool:
         futures = [pool.submit(_pack_unit, units[i], i, out, captions) for i in todo]
         try:
             for future in as_completed(futures):
