@@ -85,7 +85,7 @@ PRO_1B_STAGE2 = replace(
     model="janus-pro-1b",
     init=_from("janus-pro-1b-stage1"),
 )
-"""And the language model, 270,000 steps of 512 rows (stage 2; 2:3:5).
+"""Stage 1's parts and the language model, 270,000 steps of 512 rows (stage 2; 2:3:5).
 
 janus-jax train janus-pro-1b-stage2 --data data/understanding data/text data/real data/synthetic
 
@@ -103,7 +103,7 @@ PRO_1B_STAGE3 = replace(
     steps=80_000,
     mesh="fsdp=all,sequence=2",
 )
-"""And SigLIP, 80,000 steps of 128 rows (stage 3; 5:1:4).
+"""Stage 2's parts and SigLIP, 80,000 steps of 128 rows (stage 3; 5:1:4).
 
 janus-jax train janus-pro-1b-stage3 --data data/instructions data/text-instructions data/pictures
 
@@ -127,7 +127,7 @@ PRO_7B_STAGE2 = replace(
     init=_from("janus-pro-7b-stage1"),
     accumulate=4,
 )
-"""And the language model, 270,000 steps of 512 rows (stage 2; 2:3:5).
+"""Stage 1's parts and the language model, 270,000 steps of 512 rows (stage 2; 2:3:5).
 
 janus-jax train janus-pro-7b-stage2 --data data/understanding data/text data/real data/synthetic
 
@@ -144,7 +144,7 @@ PRO_7B_STAGE3 = replace(
     init=_from("janus-pro-7b-stage2"),
     steps=40_000,
 )
-"""And SigLIP, 40,000 steps of 128 rows (stage 3; 5:1:4).
+"""Stage 2's parts and SigLIP, 40,000 steps of 128 rows (stage 3; 5:1:4).
 
 janus-jax train janus-pro-7b-stage3 --data data/instructions data/text-instructions data/pictures
 
@@ -174,7 +174,7 @@ JANUS_STAGE2 = replace(
     data=("data/understanding", "data/text", "data/imagenet:2", "data/pictures"),
     steps=180_000,
 )
-"""And the language model: 180,000 steps of 512 rows, 2:3:5.
+"""The original Janus, with the language model: 180,000 steps of 512 rows, 2:3:5.
 
 janus-jax train janus-1.3b-stage2 --data data/understanding data/text data/imagenet:2 data/pictures
 
@@ -194,7 +194,7 @@ JANUS_STAGE3 = replace(
     mixture=Mixture(understanding=7, text=3, generation=10),
     optimizer=OptimizerConfig(learning_rate=2e-5, weight_decay=0.1),
 )
-"""And SigLIP: 24,000 steps of 256 rows, 7:3:10.
+"""The original Janus, with SigLIP: 24,000 steps of 256 rows, 7:3:10.
 
 janus-jax train janus-1.3b-stage3 --data data/instructions data/text-instructions data/pictures
 
