@@ -20,6 +20,7 @@ from convert.source import Source
 from janus_jax.config import JanusConfig
 from janus_jax.errors import InputError
 from janus_jax.hf_config import to_hf_config
+from janus_jax.host_memory import host_memory
 from janus_jax.manifest import sha256
 from janus_jax.params_io import LazyTensor, open_params
 
@@ -136,20 +137,12 @@ def check_parity(source: Source) -> Parity:
     if missing:
         return Parity(skipped=f"{' and '.join(missing)} not installed")
     needed = 2 * 4 * sum(tensor.size for tensor in source.params.values())
-    free = _free_memory()
-    if needed > free:
+    memory = host_memory()
+    if memory is not None and needed > memory.free:
         return Parity(
-            skipped=f"it takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+            skipped=f"it takes {needed / 1e9:.1f} GB of memory, {memory.free / 1e9:.1f} GB are free"
         )
     return _run(source.config, source.params, source.tokenizer.image_placeholder)
-
-
-def _free_memory() -> float:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return math.inf
-    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def _run(config: JanusConfig, params: Mapping[str, LazyTensor], image_token: int) -> Parity:

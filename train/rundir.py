@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -45,12 +46,6 @@ def locked(run_dir: Path) -> Iterator[None]:
     Raises:
       InputError: it cannot be written, or another process trains in it.
     """
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: runs are not protected from one another
-        run_dir.mkdir(parents=True, exist_ok=True)
-        yield
-        return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         handle = (run_dir / LOCK).open("a")
