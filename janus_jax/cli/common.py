@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from janus_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from janus_jax.api import Janus
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -74,18 +76,28 @@ def load(name: str, dtype: str | None, mesh: str | None = None) -> Janus:
             of devices than there are.
     """
     from janus_jax.api import Janus
-    from janus_jax.sharding import make_mesh, parse_mesh
 
-    places = None
-    if mesh is not None:
-        try:
-            places = make_mesh(parse_mesh(mesh))
-        except InputError as error:
-            raise name_flag("mesh", error) from error
+    places = mesh_of_all_devices(mesh)
     try:
         return Janus.from_pretrained(name, dtype=dtype, mesh=places)
     except InputError as error:
         raise name_flag("model", error) from error
+
+
+def mesh_of_all_devices(text: str | None) -> Mesh | None:
+    """The mesh that `--mesh` describes; None for one device.
+
+    Raises:
+        InputError: Not the form of `fsdp=2,tensor=4`, or another number of devices than there are.
+    """
+    from janus_jax.sharding import make_mesh, parse_mesh
+
+    if text is None:
+        return None
+    try:
+        return make_mesh(parse_mesh(text))
+    except InputError as error:
+        raise name_flag("mesh", error) from error
 
 
 @contextlib.contextmanager

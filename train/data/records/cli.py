@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from janus_jax.cli.common import progress_bar
+from janus_jax.cli.common import mesh_of_all_devices, progress_bar
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError
 
@@ -66,6 +66,7 @@ class Encode:
         source: A packed data set.
         out: Directory of the encoded data set.
         model: The model whose VQ tokenizer encodes.
+        mesh: Spread the pictures over all devices of this host, such as fsdp=8.
         keep_images: Keep the pictures beside their tokens.
         overwrite: Delete the data set that is there.
         json: Print the manifest's summary as JSON.
@@ -74,6 +75,7 @@ class Encode:
     source: tyro.conf.Positional[Path]
     out: Path
     model: str = "emoji"
+    mesh: str | None = None
     keep_images: bool = False
     overwrite: bool = False
     json: bool = False
@@ -171,7 +173,8 @@ def _encode(options: Encode) -> None:
     from janus_jax.checkpoint import load_model
     from train.data.records.encode import encode
 
-    loaded = load_model(options.model, dtype="float32")
+    mesh = mesh_of_all_devices(options.mesh)
+    loaded = load_model(options.model, dtype="float32", mesh=mesh)
     with progress_bar("encoding") as progress:
         manifest = encode(
             options.source,

@@ -17,6 +17,7 @@ from janus_jax.errors import InputError
 from janus_jax.functional import GraphDef, Params
 from janus_jax.manifest import read_json, write_json
 from janus_jax.processing.image import generation_pixels, load_image
+from janus_jax.sharding import constrain, on_mesh
 from train.data.records.record import Record
 from train.data.records.shards import (
     ShardWriter,
@@ -89,17 +90,22 @@ def encode(
 def _encoder(
     graphdef: GraphDef, params: Params, image_size: int
 ) -> Callable[[Sequence[Record], bool], list[Record]]:
-    """The compiled encoder over records; every batch has the same size, so it compiles once."""
+    """The compiled encoder over records; every batch has the same size, so it compiles once.
+
+    Over a mesh the pictures of a batch are spread over its devices.
+    """
 
     @jax.jit
     def codes_of(params: Params, pixels: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, params).vq_encode(pixels)
+        pixels = constrain(pixels, "batch", None, None, None)
+        return constrain(nnx.merge(graphdef, params).vq_encode(pixels), None, None)
 
     def run(records: Sequence[Record], keep_images: bool) -> list[Record]:
         pixels = np.zeros((BATCH, image_size, image_size, 3), np.float32)
         for i, record in enumerate(records):
             pixels[i] = generation_pixels(load_image(record.images[0]), image_size)
-        codes = np.asarray(codes_of(params, pixels))
+        with on_mesh(params):
+            codes = np.asarray(codes_of(params, pixels))
         encoded = [r.with_codes(codes[i]) for i, r in enumerate(records)]
         if keep_images:
             return encoded

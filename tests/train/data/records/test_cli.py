@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -77,9 +78,19 @@ def test_encode_adds_the_models_own_codes_and_goes_on_after_a_stop(
         main(["encode", str(packed), "--out", str(out), "--model", "debug", "--keep-images"])
 
 
+def test_encode_over_a_mesh_gives_the_same_codes(packed: Path, tmp_path: Path):
+    mesh = f"fsdp={jax.device_count() // 2},tensor=2"
+    for name, how in (("one", []), ("mesh", ["--mesh", mesh])):
+        main(["encode", str(packed), "--out", str(tmp_path / name), "--model", "debug", *how])
+    one, spread = (open_records(tmp_path / n).kinds["generation"] for n in ("one", "mesh"))
+    assert len(one) == len(spread) == COUNT
+    np.testing.assert_array_equal([r.codes for r in spread], [r.codes for r in one])
+
+
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
+        (["encode", "x", "--out", "y", "--mesh", "fsdp=3"], "--mesh.*has 3 places for"),
         (["fetch"], "unknown command 'data fetch'; allowed: pack, encode, inspect, ids"),
         (["pack", "--out", "x"], "INPUT is missing"),
         (["pack", "a.jsonl", "--out", "x", "--workers", "0"], "--workers is 0"),
