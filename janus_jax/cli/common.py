@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ def terminable() -> Iterator[None]:
     """Makes SIGTERM unwind the stack, as Ctrl-C does, so that what is half written is removed."""
 
     def stop(*_: Any) -> None:
+        end_quietly()
         print("janus-jax: terminated", file=sys.stderr)
         raise SystemExit(EXIT_TERMINATED)
 
@@ -31,6 +33,15 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def end_quietly() -> None:
+    """For a process that was told to stop, which has said so in one line.
+
+    What it cuts short in a library, such as Orbax's event loops, complains as it is freed.
+    """
+    sys.unraisablehook = lambda _: None
+    warnings.simplefilter("ignore")
 
 
 def name_flag(flag: str, error: InputError) -> InputError:

@@ -17,6 +17,7 @@ import tyro
 
 from janus_jax import __version__, hosts
 from janus_jax.cli import assemble, chat, convert, data, doctor, generate, plan, train
+from janus_jax.cli.common import end_quietly
 from janus_jax.cli.parsing import parse
 from janus_jax.errors import InputError, RunFailed
 
@@ -99,6 +100,7 @@ def run(argv: Sequence[str]) -> int:
     except RunFailed as error:
         return _report(error, str(error), debug, EXIT_FAILED)
     except KeyboardInterrupt:
+        end_quietly()
         if hosts.leave(EXIT_INTERRUPTED):
             print("janus-jax: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 
@@ -96,7 +97,41 @@ def test_a_failed_run_exits_1_and_debug_shows_the_traceback(monkeypatch, capsys)
     assert "Traceback" in capsys.readouterr().err
 
 
+STOPPED = """
+import asyncio, os, signal, sys
+from janus_jax.cli import generate, main
+from janus_jax.cli.common import terminable
+
+class Loud:
+    def __del__(self):
+        raise RuntimeError("freed too early")
+
+async def never():
+    pass
+
+def run(*_):
+    cut_short = Loud(), never()
+    with terminable():
+        os.kill(os.getpid(), int(sys.argv[1]))
+        signal.pause()
+
+generate.run = run
+main.main(["generate", "a cat"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_what_a_signal_cuts_short_is_freed_quietly(number, status, word):
+    command = [sys.executable, "-c", STOPPED, str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (status, f"janus-jax: {word}\n")
+
+
 def test_an_interrupt_is_not_a_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back afterwards
     monkeypatch.setattr(generate, "run", failing(KeyboardInterrupt()))
     assert main.run(["generate", "a cat"]) == 130
     assert capsys.readouterr().err == "janus-jax: interrupted\n"
