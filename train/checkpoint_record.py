@@ -22,6 +22,7 @@ class Record:
       mesh: size of each mesh axis it was saved on; empty for one device.
       processes: number of processes it was saved by.
       checksums: of every array, by path.
+      evaluation_due: the evaluation of this step was cut short; who resumes makes it up.
     """
 
     step: int
@@ -32,6 +33,7 @@ class Record:
     mesh: dict[str, int] = field(default_factory=dict)
     processes: int = 1
     checksums: dict[str, str] = field(default_factory=dict)
+    evaluation_due: bool = False
 
     def summary(self) -> str:
         """One line for the person who resumes."""
@@ -43,6 +45,8 @@ class Record:
         processes = "process" if self.processes == 1 else "processes"
         parts.append(f"on {mesh}, {self.processes} {processes}")
         parts += [f"{name.replace('_', ' ')} {value}" for name, value in self.sampler.items()]
+        if self.evaluation_due:
+            parts.append("its evaluation is made up first")
         return ", ".join(parts)
 
 

@@ -118,6 +118,7 @@ class Checkpoints:
         metrics: Mapping[str, float] | None = None,
         sampler: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
+        evaluation_due: bool = False,
     ) -> None:
         """Starts saving in the background (arrays are copied first).
 
@@ -127,6 +128,7 @@ class Checkpoints:
           metrics: of this step.
           sampler: where the data stands.
           config: the run's config.
+          evaluation_due: see `Record`.
 
         Raises:
           InputError: the disk has no room, or the save before this one failed.
@@ -144,6 +146,7 @@ class Checkpoints:
             mesh=_mesh(named),
             processes=jax.process_count(),
             checksums=checksums(named),
+            evaluation_due=evaluation_due,
         )
         try:
             self._manager.save(

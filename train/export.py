@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +63,12 @@ def export_model(params: Any, origin: Origin, path: Path, config: TrainConfig) -
         init=", ".join(sorted(map(_told, set(config.initial_runs().values())))) or "random weights",
         data=", ".join(_told(name) for name in _data(config, path.parent)),
     )
-    image = dataclasses.replace(origin.processor.image, image_size=model.image_size)
     save_model(
         path,
         model,
         params,
         origin.tokenizer,
-        dataclasses.replace(origin.processor, image=image),
+        origin.processor,
         card_text=card,
         dtype="bfloat16",
         source=f"janus-jax train {config.name}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +69,12 @@ def find_origin(config: TrainConfig, run_dir: Path) -> Origin:
             )
         model = JanusConfig.from_json(read_json(models[0] / "config.json"))
     if not config.data:
-        return Origin(model, emoji_tokenizer(model.llm.vocab_size), EMOJI_PROCESSOR)
+        tokenizer = emoji_tokenizer(model.llm.vocab_size)
+        return Origin(model, tokenizer, _sized(EMOJI_PROCESSOR, model))
     for source in (run_dir, *sources):
         if (source / TOKENIZER).is_file() and (source / PROCESSOR).is_file():
             tokenizer = Tokenizer.from_file(source / TOKENIZER)
-            processor = ProcessorConfig.load(source / PROCESSOR)
+            processor = _sized(ProcessorConfig.load(source / PROCESSOR), model)
             if source != run_dir and is_first():
                 # Whole at once: the other processes look for them now, and a resumed run later.
                 write_text(run_dir / TOKENIZER, tokenizer.to_json())
@@ -82,6 +84,12 @@ def find_origin(config: TrainConfig, run_dir: Path) -> Origin:
         f"nothing that the run starts from has a {TOKENIZER} and a {PROCESSOR}",
         fix="add a model directory to --init, such as one that `janus-jax assemble` writes",
     )
+
+
+def _sized(processor: ProcessorConfig, model: JanusConfig) -> ProcessorConfig:
+    """A processor that makes pictures of the model's size."""
+    image = dataclasses.replace(processor.image, image_size=model.image_size)
+    return dataclasses.replace(processor, image=image)
 
 
 def source_directory(name: str, run_dir: Path) -> Path:

@@ -14,7 +14,6 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
-from PIL import Image
 
 from janus_jax.errors import InputError
 from janus_jax.functional import abstract, count_params, flat_params
@@ -34,16 +31,15 @@ from train import rundir
 from train.checkpoints import Checkpoints
 from train.config import PARTS, TrainConfig
 from train.data.prefetch import prefetch
+from train.evaluation import make_evaluation
 from train.export import export_model
-from train.feed import Feed
 from train.init import initial_parts
-from train.mesh import replicate, training_mesh
+from train.mesh import training_mesh
 from train.optim import make_optimizer
 from train.own_data import data_digests, resolve
 from train.plan.chips import compiler_options
-from train.previews import find_examples, save_preview
 from train.report import print_heldout
-from train.scanned import Leaf
+from train.run import Run
 from train.state import (
     TrainState,
     abstract_state,
@@ -51,33 +47,11 @@ from train.state import (
     first_state,
     state_shardings,
 )
-from train.step import Sums, make_step, quotients
+from train.step import make_step
 from train.stopping import EXIT_PREEMPTED, Stop, Stopped, stop_on_signal
-from train.task import Task, make_task
+from train.task import make_task
 from train.watch.goodput import Goodput
 from train.watch.watch import Watch
-
-
-@dataclass(frozen=True)
-class Run:
-    """What stays the same from the first step of a run to its last.
-
-    Attributes:
-      config: the resolved preset.
-      directory: the run directory.
-      mesh: the devices.
-      task: what is done.
-      tokenizer: parameters of the image tokenizer, where the run has one: it is never trained by a
-        stage, so it is no part of the state.
-      shardings: of the state.
-    """
-
-    config: TrainConfig
-    directory: Path
-    mesh: Mesh
-    task: Task
-    tokenizer: nnx.State | None
-    shardings: TrainState
 
 
 def run(
@@ -129,10 +103,9 @@ def run(
             with closing(Checkpoints(run_dir / "checkpoints")) as checkpoints:
                 this, state = start(config, run_dir, checkpoints, fall_back=fall_back)
                 goodput.resumed(int(state.step))
-                state = train(this, state, checkpoints, stop, goodput)
-            done = int(state.step)
-            if done < config.steps:
-                say(f"{config.name}: stopped and saved at step {done}")
+                state, ended = train(this, state, checkpoints, stop, goodput)
+            if not ended:
+                say(f"{config.name}: stopped and saved at step {int(state.step)}")
                 return EXIT_PREEMPTED
             finish(this, state)
             # Too late to stop this run, in time for those that a recipe makes after it.
@@ -177,8 +150,12 @@ def start(
 
 def train(
     run: Run, state: TrainState, checkpoints: Checkpoints, stop: Stop, goodput: Goodput
-) -> TrainState:
-    """Steps until the last one or until `stop` is requested; what it returns has been saved."""
+) -> tuple[TrainState, bool]:
+    """Steps until the last one or until `stop` is requested.
+
+    Returns:
+      The state, which has been saved, and whether nothing is left to do.
+    """
     config, task = run.config, run.task
     done = saved = int(state.step)
     feed = task.feed(run.tokenizer, "train")
@@ -194,6 +171,12 @@ def train(
         compiler_options=compiler_options(run.mesh.devices.flat[0].device_kind),
     )
     evaluate = make_evaluation(run) if config.preview_every else None
+    if done:
+        # A signal may have cut the evaluation of the saved step short.
+        due = checkpoints.record(done).evaluation_due and evaluate is not None
+    else:
+        # What the training changes is told by what was there before it.
+        due = bool(config.data) and evaluate is not None
     batches: Any = prefetch(
         feed.read,
         done,
@@ -208,6 +191,7 @@ def train(
         name=config.name,
         settings=dataclasses.asdict(config),
         start=done,
+        evaluated=not due,
         steps=config.steps,
         ids=feed.ids,
         guard=config.guard,
@@ -218,6 +202,17 @@ def train(
     # With rows to fill, the data says how many there are.
     samples = config.batch_size or len(feed.ids(0))
 
+    def evaluated() -> bool:
+        """Evaluates, and says whether that came to its end: a signal cuts it short."""
+        assert evaluate is not None
+        found = None
+        with watch.evaluation():
+            with suppress(Stopped), stop.interruptible(together=True):
+                found = evaluate(done, state)
+            if found is not None:
+                watch.evaluated(done, found)
+        return found is not None
+
     def save() -> None:
         with watch.save(done) as metrics:
             checkpoints.save(
@@ -226,13 +221,12 @@ def train(
                 metrics=metrics,
                 sampler={"next_sample": done * samples, "seed": config.seed},
                 config=dataclasses.asdict(config),
+                evaluation_due=due,
             )
 
     with closing(watch), closing(batches):
-        if evaluate and config.data and not done:
-            # What the training changes is told by what was there before it.
-            with suppress(Stopped), stop.interruptible(together=True), watch.evaluation():
-                evaluate(0, state, watch)
+        if due:
+            due = not evaluated()
         while done < config.steps:
             with suppress(Stopped), stop.interruptible(), watch.waiting_for_data():
                 read = next(batches)
@@ -245,81 +239,15 @@ def train(
             stop.has_unsaved_steps()
             last = done == config.steps
             watch.stepped(done, values, log=done % config.log_every == 0 or last)
-            if evaluate and (done % config.preview_every == 0 or last):
-                # A signal ends the evaluation, not the run's last word.
-                with suppress(Stopped), stop.interruptible(together=True), watch.evaluation():
-                    evaluate(done, state, watch)
+            due = evaluate is not None and (done % config.preview_every == 0 or last)
+            if due:
+                due = not evaluated()
             if done % config.checkpoint_every == 0 or last:
                 save()
                 saved = done
         if saved < done:
             save()
-    return state
-
-
-def make_evaluation(run: Run) -> Callable[[int, TrainState, Watch], None]:
-    """What is done every `preview_every` steps: the loss on held-out data, and sample pictures.
-
-    Returns:
-      `evaluate(step, state, watch)`.
-    """
-    config, task = run.config, run.task
-    # A run on somebody's own data may keep nothing out.
-    measured = bool(config.heldout or not config.data)
-    feed = task.feed(run.tokenizer, "heldout") if measured else None
-    examples = None
-    if config.data:
-        splits = {"train": config.data, "heldout": config.heldout}
-        examples = find_examples(task.origin, splits)
-
-    @jax.jit
-    def measure(params: nnx.State, batch: Any) -> Sums:
-        model = nnx.merge(task.graphdef, params)
-        return task.heldout_loss(model, batch, jax.random.key(0))
-
-    def losses(feed: Feed, state: TrainState) -> dict[str, float]:
-        with jax.set_mesh(run.mesh):
-            sums = [
-                measure(state.params, feed.place(feed.read(number))) for number in range(feed.steps)
-            ]
-            # What is held out may hold none of the kinds that are trained.
-            if not sums:
-                return {}
-            values = jax.device_get(quotients(jax.tree.map(lambda *parts: sum(parts), *sums)))
-        return {
-            f"heldout_{kind}_loss": float(values[f"{kind}_loss"])
-            for kind in (name.removesuffix("_loss") for name in values if name.endswith("_loss"))
-            if values[f"{kind}_tokens"] > 0
-        }
-
-    def evaluate(step: int, state: TrainState, watch: Watch) -> None:
-        if feed is not None:
-            watch.evaluated(step, losses(feed, state))
-        if config.data and examples is None:
-            return  # data without pictures to draw
-        path = run.directory / "previews" / f"{step:07d}.png"
-        # As narrow as the steps compute: this copy lies beside the state.
-        params = whole_params(run, state, lambda make: make().astype(config.compute_dtype))
-        shown = save_preview(params, task.origin.model, path, examples)
-        if shown:
-            watch.pictures(step, lambda: np.asarray(Image.open(path)), shown)
-
-    return evaluate
-
-
-def whole_params(run: Run, state: TrainState, leaf: Leaf) -> nnx.State:
-    """The parameters of a state as they are on disk, the tokenizer's among them.
-
-    Args:
-      run: the run.
-      state: its state.
-      leaf: what to keep of each.
-    """
-    params = run.task.to_layers(state.params, leaf)
-    if run.tokenizer is None:
-        return params
-    tokenizer = replicate(run.tokenizer, run.mesh)
-    return nnx.State({**params, "vq": jax.tree.map(lambda x: leaf(lambda: x), tokenizer)})
+    return state, done == config.steps and not due
 
 
 def finish(run: Run, state: TrainState) -> None:
@@ -332,7 +260,7 @@ def finish(run: Run, state: TrainState) -> None:
     """
     config, run_dir = run.config, run.directory
     trained = {*config.trainable, *config.initial_runs()}
-    whole = whole_params(run, state, later if team() is None else gathered)
+    whole = run.whole_params(state, later if team() is None else gathered)
     params = nnx.State({part: whole[part] for part in PARTS if part in trained})
     if is_first():
         save_params(run_dir / "params", params)

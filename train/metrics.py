@@ -24,6 +24,9 @@ from rich.progress import (
 
 from train.watch.loggers import Logger
 
+# What the names of losses on held-out data begin with.
+HELDOUT = "heldout_"
+
 
 class MetricsLog:
     """Writes metrics one logged step late, so that the host never waits for the step in flight.
@@ -33,6 +36,7 @@ class MetricsLog:
         None: nothing is written or shown, because another process does that.
       steps: total steps, for the progress line.
       start: step the run starts at.
+      evaluated: whether what was written of its evaluation stays.
       title: what the progress line calls the run.
       loggers: told of the same numbers, and of pictures; closed with the log.
     """
@@ -44,12 +48,13 @@ class MetricsLog:
         steps: int,
         start: int,
         title: str,
+        evaluated: bool = True,
         loggers: Sequence[Logger] = (),
     ):
         self._loggers = loggers
         self._file = None
         if path is not None:
-            forget_after(path, start)
+            forget_after(path, start, evaluated=evaluated)
             self._file = path.open("a", encoding="utf-8")
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._last = (start, time.perf_counter())
@@ -114,10 +119,12 @@ class MetricsLog:
         for logger in self._loggers:
             logger.scalars(record["step"], values)
 
-    def pictures(self, step: int, sheet: np.ndarray, captions: Mapping[str, Sequence[str]]) -> None:
-        """Hands sample pictures to the loggers, see `Logger.pictures`."""
+    def samples(
+        self, step: int, sheet: np.ndarray | None, texts: Mapping[str, Sequence[str]]
+    ) -> None:
+        """Hands samples to the loggers, see `Logger.samples`."""
         for logger in self._loggers:
-            logger.pictures(step, sheet, captions)
+            logger.samples(step, sheet, texts)
 
     def close(self) -> None:
         """Writes what is pending, ends the progress line, and closes the loggers."""
@@ -130,8 +137,8 @@ class MetricsLog:
             logger.close()
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Removes the lines of steps that are about to be made again.
+def forget_after(path: Path, step: int, *, evaluated: bool = True) -> None:
+    """Removes the lines of what is about to be made again.
 
     A killed run has written metrics of steps after its last checkpoint, perhaps half a line; with
     them gone the file of a resumed run is that of an uninterrupted one.
@@ -139,19 +146,27 @@ def forget_after(path: Path, step: int) -> None:
     Args:
       path: a JSON-lines file, which may be missing.
       step: last step whose lines stay.
+      evaluated: whether those of its evaluation do, too.
     """
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
+    kept = [line for line in lines if line.endswith("\n") and _stays(line, step, evaluated)]
     if kept != lines:
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text("".join(kept), encoding="utf-8")
         os.replace(partial, path)
 
 
-def _step(line: str) -> float:
+def _stays(line: str, last: int, evaluated: bool) -> bool:
     try:
-        return json.loads(line)["step"]
+        record = json.loads(line)
+        step = record["step"]
+        return step < last or (step == last and (evaluated or not is_evaluation(record)))
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return False
+
+
+def is_evaluation(record: Mapping[str, Any]) -> bool:
+    """Whether a line of the metrics file is about held-out data."""
+    return any(name.startswith(HELDOUT) for name in record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-KEY = "heldout_"
+from train.metrics import HELDOUT
 
 
 def print_heldout(run_dir: Path) -> None:
@@ -16,7 +16,7 @@ def print_heldout(run_dir: Path) -> None:
     last = max(found)
     print(f"{'held-out loss':24s}{'before':>10s}{f'step {last}':>14s}")
     for name, before in found[0].items():
-        kind = name.removeprefix(KEY).removesuffix("_loss")
+        kind = name.removeprefix(HELDOUT).removesuffix("_loss")
         print(f"{kind:24s}{before:10.4f}{found[last].get(name, float('nan')):14.4f}")
 
 
@@ -25,7 +25,7 @@ def heldout_losses(metrics: Path) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
     for line in metrics.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        losses = {k: v for k, v in record.items() if k.startswith(KEY)}
+        losses = {k: v for k, v in record.items() if k.startswith(HELDOUT)}
         if losses:
             found[record["step"]] = losses
     return found

@@ -7,35 +7,54 @@ import time
 
 import pytest
 
-from tests.faults.jobs import Job, go_on_to_the_end, steps_saved
+from tests.faults.jobs import EVALUATED, Job, go_on_to_the_end, steps_saved
 from tests.multiprocess.children import free_port
+from tests.train.runs import metrics
+from train.metrics import is_evaluation
 
 AT_ONCE = 30  # seconds that a scheduler waits between SIGTERM and SIGKILL
 
 
-@pytest.mark.parametrize(
-    ("at", "flags", "saved"),
-    [
-        ("step", (), None),
-        ("data wait", (), 2),
-        ("evaluation", ("--preview-every", "3"), 3),
-    ],
-)
-def test_sigterm_in_a_step_an_evaluation_or_a_data_wait_saves_and_exits_75(
-    at, flags, saved, whole, tmp_path
-):
-    run_dir = tmp_path / "run"
-    job = Job(run_dir, *flags, at=at)
+def stopped_at(job: Job) -> int:
+    """Stops a job where it waits; the step that it saved."""
     job.come_there()
     job.send(signal.SIGTERM)
     assert job.ended(AT_ONCE) == 75, job.said()
     stopped = re.search(r"emoji-llm: stopped and saved at step (\d)\n", job.said())
     assert stopped and "Traceback" not in job.said(), job.said()
-    step = int(stopped[1])
+    return int(stopped[1])
+
+
+@pytest.mark.parametrize(("at", "saved"), [("step", None), ("data wait", 2)])
+def test_sigterm_in_a_step_or_a_data_wait_saves_and_exits_75(at, saved, whole, tmp_path):
+    run_dir = tmp_path / "run"
+    step = stopped_at(Job(run_dir, at=at))
     assert steps_saved(run_dir) == [step] and step == (saved or step)
-    said = go_on_to_the_end(run_dir, whole, *(("--preview-every", "3") if flags else ()))
+    said = go_on_to_the_end(run_dir, whole)
     assert f"resumed from step {step}, saved 20" in said
     assert f"next sample {2 * step}" in said
+
+
+def test_sigterm_in_an_evaluation_saves_and_the_resumed_run_makes_it_up(whole, tmp_path):
+    run_dir = tmp_path / "run"
+    assert stopped_at(Job(run_dir, *EVALUATED, at="evaluation of step 3")) == 3
+    assert steps_saved(run_dir) == [3]
+    assert not any(is_evaluation(record) for record in metrics(run_dir))
+    # The next stop is in the last one: all steps are made, and yet the run is not done.
+    again = Job(run_dir, "--resume", *EVALUATED, at="evaluation of step 6")
+    assert stopped_at(again) == 6
+    assert "resumed from step 3, " in again.said()
+    assert "its evaluation is made up first\n" in again.said()
+    assert [r["step"] for r in metrics(run_dir) if is_evaluation(r)] == [3]
+    assert not (run_dir / "done").exists()
+    # A kill after it was made up, and before that was saved, makes it up once more.
+    third = Job(run_dir, "--resume", *EVALUATED, at="result")
+    third.come_there()
+    third.kill()
+    assert [r["step"] for r in metrics(run_dir) if is_evaluation(r)] == [3, 6]
+    # Each is there once, as in a run that nothing interrupted.
+    go_on_to_the_end(run_dir, whole, *EVALUATED)
+    assert (run_dir / "done").exists()
 
 
 def test_sigterm_in_the_first_compilation_exits_75_at_once(whole, tmp_path):

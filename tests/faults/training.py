@@ -19,7 +19,7 @@ import jax
 import tests.conftest  # noqa: F401  (devices, precision and compile cache, as in the tests)
 from janus_jax.cli import main
 from janus_jax.config import DEBUG
-from train import checkpoints, feed, loop
+from train import checkpoints, evaluation, feed, loop
 from train.data import samples
 from train.data.batches import PackedBatches
 from train.data.emoji import load_emoji, load_pictures
@@ -117,8 +117,25 @@ def _in_the_resolution(mark: Path) -> None:
     loop.resolve = lambda *args: _wait(mark)
 
 
-def _in_the_evaluation(mark: Path) -> None:
-    loop.save_preview = lambda *args, **kwargs: _wait(mark)
+def _in_the_evaluation_of(step: int) -> Callable[[Path], None]:
+    """Samples are made after the losses on held-out data are known."""
+
+    def set_up(mark: Path) -> None:
+        save_preview = evaluation.save_preview
+
+        def slow(params: Any, origin: Any, path: Path, examples: Any):
+            if int(path.name) == step:
+                _wait(mark)
+            return save_preview(params, origin, path, examples)
+
+        evaluation.save_preview = slow
+
+    return set_up
+
+
+def _in_the_result(mark: Path) -> None:
+    """After the last step and its evaluation."""
+    loop.finish = lambda *args: _wait(mark)
 
 
 def _in_the_first_compilation(mark: Path) -> None:
@@ -175,7 +192,9 @@ def _not_a_number(steps: Callable[[int], bool]) -> Callable[[Path], None]:
 FAULTS: dict[str, Callable[[Path], None]] = {
     "data wait": _in_the_data_wait_of(3),
     "fifth data wait": _in_the_data_wait_of(5),
-    "evaluation": _in_the_evaluation,
+    "evaluation of step 3": _in_the_evaluation_of(3),
+    "evaluation of step 6": _in_the_evaluation_of(6),
+    "result": _in_the_result,
     "resolution": _in_the_resolution,
     "first compilation": _in_the_first_compilation,
     "save": _in_a_save,

@@ -17,6 +17,7 @@ from tests.train.data.records.files import picture, turns, write_jsonl
 from tests.train.runs import checkpoint, make_idle_step, metrics, params
 from train import loop, own_data
 from train.checkpoints import Checkpoints
+from train.data.records.shards import open_records
 from train.rundir import read_config, read_json, read_resolved
 
 CAPTIONED, TALKS = 12, 6
@@ -132,14 +133,26 @@ def test_what_is_held_out_may_hold_none_of_the_kinds_that_are_trained(debug_dir,
 
 
 def test_previews_show_the_user_s_own_captions(lora):
-    sheets = sorted(p.name for p in (lora / "previews").iterdir())
+    sheets = sorted(p.name for p in (lora / "previews").glob("*.png"))
     assert sheets == ["0000000.png", "0000004.png"]
     sheet = np.asarray(Image.open(lora / "previews" / sheets[0]))
     rows, columns = sheet.shape[0] // (18 * 8), sheet.shape[1] // (18 * 8)
     assert rows in (2, 4) and columns == 8
 
 
-def test_data_without_pictures_to_draw_has_no_previews(debug_dir, tmp_path, monkeypatch):
+def test_previews_answer_the_user_s_own_questions(lora):
+    for step in (0, STEPS):
+        header, line, *rows = (lora / "previews" / f"{step:07d}.md").read_text().splitlines()
+        assert header.count("|") == line.count("|") == 5
+        cells = [row[2:-2].split(" | ")[:3] for row in rows]
+        want = []
+        for split in ("train", "heldout"):
+            records = open_records(lora / "data" / split).kinds.get("understanding", ())
+            want += [[split, r.turns[0][1], r.turns[1][1]] for r in records[:8]]
+        assert cells == want and {split for split, *_ in cells} >= {"train"}
+
+
+def test_data_without_pictures_has_no_previews(debug_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "make_step", make_idle_step)
     data = write_jsonl(tmp_path / "talk.jsonl", [{"turns": turns(i)} for i in range(8)])
     assert main.run(command("finetune", debug_dir, data, tmp_path / "run")) == 0

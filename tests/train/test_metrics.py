@@ -45,6 +45,14 @@ def test_a_resumed_run_forgets_the_steps_it_makes_again(tmp_path):
     assert records(path)[-1]["loss"] == 9.0
 
 
+def test_a_resumed_run_forgets_an_evaluation_that_it_makes_up(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    kept = '{"step": 2, "heldout_loss": 1}\n{"step": 4, "loss": 2}\n'
+    path.write_text(kept + '{"step": 4, "heldout_loss": 2}\n')
+    MetricsLog(path, steps=8, start=4, evaluated=False, title="a-run").close()
+    assert path.read_text() == kept
+
+
 def test_half_a_line_of_an_early_step_goes_too(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2}\nnot json\n{"step": 4}')
@@ -62,8 +70,8 @@ class Remembers:
     def scalars(self, step, values):
         self.told.append((step, dict(values)))
 
-    def pictures(self, step, sheet, captions):
-        self.told.append((step, sheet.shape, captions))
+    def samples(self, step, sheet, texts):
+        self.told.append((step, sheet.shape, texts))
 
     def close(self):
         self.told.append("closed")
@@ -74,7 +82,7 @@ def test_loggers_are_told_the_same_numbers(tmp_path):
     log = MetricsLog(path, steps=8, start=0, title="a-run", loggers=[logger])
     log.add(2, {"loss": jnp.asarray(1.5)})
     log.write({"step": 2, "heldout_loss": 2.0})
-    log.pictures(2, np.zeros((4, 4, 3), np.uint8), {"prompts": ["a cat"]})
+    log.samples(2, np.zeros((4, 4, 3), np.uint8), {"prompts": ["a cat"]})
     log.close()
     held_out, pictures, scalars, closed = logger.told
     assert held_out == (2, {"heldout_loss": 2.0})

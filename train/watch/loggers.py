@@ -1,4 +1,4 @@
-"""Where the numbers and sample pictures of a run go, beside its own files.
+"""Where the numbers and samples of a run go, beside its own files.
 
 `metrics.jsonl` is always written (`train.metrics`); TensorBoard and Weights & Biases are asked for,
 and their packages are imported only then.
@@ -18,19 +18,21 @@ from train.watch.config import WatchConfig
 
 
 class Logger(Protocol):
-    """A place that numbers and pictures of a run are sent to."""
+    """A place that numbers and samples of a run are sent to."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers by name, after `step` steps."""
         ...
 
-    def pictures(self, step: int, sheet: np.ndarray, captions: Mapping[str, Sequence[str]]) -> None:
-        """Sample pictures.
+    def samples(
+        self, step: int, sheet: np.ndarray | None, texts: Mapping[str, Sequence[str]]
+    ) -> None:
+        """Samples of what the model can do.
 
         Args:
           step: steps made.
-          sheet: uint8 [H, W, 3], rows of pictures.
-          captions: lists of texts that belong to it, by title.
+          sheet: uint8 [H, W, 3], rows of pictures; None where it draws none.
+          texts: lists of texts by title: what the pictures are of, and answers.
         """
         ...
 
@@ -66,11 +68,14 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def pictures(self, step: int, sheet: np.ndarray, captions: Mapping[str, Sequence[str]]) -> None:
+    def samples(
+        self, step: int, sheet: np.ndarray | None, texts: Mapping[str, Sequence[str]]
+    ) -> None:
         """See `Logger`."""
-        self._writer.add_image("samples", sheet, step, dataformats="HWC")
-        for title, texts in captions.items():
-            self._writer.add_text(title, "\n".join(f"- {text}" for text in texts), step)
+        if sheet is not None:
+            self._writer.add_image("samples", sheet, step, dataformats="HWC")
+        for title, found in texts.items():
+            self._writer.add_text(title, "\n".join(f"- {text}" for text in found), step)
 
     def close(self) -> None:
         """See `Logger`."""
@@ -115,10 +120,17 @@ class WandB:
         """See `Logger`."""
         self._run.log(dict(values), step=step)
 
-    def pictures(self, step: int, sheet: np.ndarray, captions: Mapping[str, Sequence[str]]) -> None:
+    def samples(
+        self, step: int, sheet: np.ndarray | None, texts: Mapping[str, Sequence[str]]
+    ) -> None:
         """See `Logger`."""
-        caption = "\n".join(f"{title}: {', '.join(texts)}" for title, texts in captions.items())
-        self._run.log({"samples": self._wandb.Image(sheet, caption=caption)}, step=step)
+        shown: dict[str, Any] = {
+            title: self._wandb.Table(columns=["text"], data=[[text] for text in found])
+            for title, found in texts.items()
+        }
+        if sheet is not None:
+            shown["samples"] = self._wandb.Image(sheet)
+        self._run.log(shown, step=step)
 
     def close(self) -> None:
         """See `Logger`."""

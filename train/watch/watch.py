@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from janus_jax.hosts import is_first, own_file
+from train.evaluation import Evaluation
 from train.guard import BadSteps
 from train.metrics import MetricsLog
 from train.watch.config import GuardConfig, ProfileConfig, WatchConfig
@@ -29,6 +31,7 @@ class Watch:
       name: the run's name.
       settings: the run's config, for the loggers.
       start: step the run starts at.
+      evaluated: whether the evaluation of that step is already written.
       steps: total steps.
       ids: names of the samples of a step, counted from 0.
       guard: the policy for bad numbers.
@@ -47,6 +50,7 @@ class Watch:
         name: str,
         settings: Mapping[str, Any],
         start: int,
+        evaluated: bool,
         steps: int,
         ids: Callable[[int], Sequence[str]],
         guard: GuardConfig,
@@ -61,6 +65,7 @@ class Watch:
             directory / "metrics.jsonl" if is_first() else None,
             steps=steps,
             start=start,
+            evaluated=evaluated,
             title=name,
             loggers=self._loggers,
         )
@@ -117,16 +122,13 @@ class Watch:
             yield
         self._evaluated = True
 
-    def evaluated(self, step: int, losses: Mapping[str, float]) -> None:
-        """Writes losses on held-out data."""
-        self._log.write({"step": step, **losses})
-
-    def pictures(
-        self, step: int, sheet: Callable[[], np.ndarray], captions: Mapping[str, Sequence[str]]
-    ) -> None:
-        """Hands sample pictures to the loggers that show them; see `Logger.pictures`."""
-        if self._loggers:
-            self._log.pictures(step, sheet(), captions)
+    def evaluated(self, step: int, found: Evaluation) -> None:
+        """Writes what an evaluation found, and hands it to the loggers."""
+        if found.losses:
+            self._log.write({"step": step, **found.losses})
+        if self._loggers and (found.sheet or found.texts):
+            sheet = np.asarray(Image.open(found.sheet)) if found.sheet else None
+            self._log.samples(step, sheet, found.texts)
 
     @contextmanager
     def save(self, step: int) -> Iterator[dict[str, float]]:

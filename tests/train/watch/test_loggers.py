@@ -46,7 +46,7 @@ def test_event_files_hold_scalars_pictures_and_captions(tmp_path):
     logger = TensorBoard(tmp_path, 0)
     logger.scalars(2, {"loss": 1.5, "grad_norm": 0.5})
     logger.scalars(4, {"loss": 1.25})
-    logger.pictures(4, SHEET, CAPTIONS)
+    logger.samples(4, SHEET, CAPTIONS)
     logger.close()
     found = values(tmp_path)
     assert [(step, v.simple_value) for step, v in found["loss"]] == [(2, 1.5), (4, 1.25)]
@@ -74,7 +74,11 @@ class Wandb(SimpleNamespace):
     """Remembers what it is told."""
 
     def __init__(self):
-        super().__init__(told=[], Image=lambda sheet, caption: (sheet.shape, caption))
+        super().__init__(
+            told=[],
+            Image=lambda sheet: sheet.shape,
+            Table=lambda columns, data: (columns, data),
+        )
 
     def init(self, **settings):
         self.told.append(settings)
@@ -90,12 +94,12 @@ def test_wandb_is_one_run_over_all_starts(tmp_path, monkeypatch):
     for _ in range(2):
         logger = WandB("janus", tmp_path, name="emoji-llm", config={"seed": 3})
         logger.scalars(2, {"loss": 1.5})
-        logger.pictures(2, SHEET, CAPTIONS)
+        logger.samples(2, SHEET, CAPTIONS)
         logger.close()
     first, *rest = wandb.told[:4]
     assert rest == [
         (2, {"loss": 1.5}),
-        (2, {"samples": ((4, 6, 3), "prompts: a red heart, a cat")}),
+        (2, {"prompts": (["text"], [["a red heart"], ["a cat"]]), "samples": (4, 6, 3)}),
         "finished",
     ]
     assert first["project"] == "janus" and first["resume"] == "allow"
