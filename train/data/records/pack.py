@@ -114,6 +114,11 @@ def _pack_unit(unit: Unit, index: int, out: Path, captions: Captions) -> int:
         shards = {kind: writer.publish() for kind, writer in writers.items()}
         write_json(_unit_file(out, index), {"shards": shards, "broken": broken})
     except OSError as error:
+        if error.filename == unit.path:
+            raise InputError(
+                f"{unit.path!r} cannot be read any more ({error.strerror})",
+                fix="check who may read it, then run the same command again",
+            ) from error
         raise InputError(
             f"{unit.path!r} cannot be packed into {str(out)!r} ({error.strerror or error})",
             fix="make room or check the paths, then run the same command again",

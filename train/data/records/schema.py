@@ -57,6 +57,7 @@ def parse(
 
     Raises:
       BrokenRecord: with the id and the reason.
+      InputError: what `load` raises of it, which says nothing of the record.
     """
     if not isinstance(fields, Mapping):
         raise BrokenRecord(default_id, "not an object of fields")
@@ -102,6 +103,9 @@ def _images(fields: Mapping[str, Any], id: str, load: Callable[[Any], bytes]) ->
         return tuple(load(value) for value in values)
     except FileNotFoundError as error:
         raise BrokenRecord(id, "image file is missing", str(error.filename or error)) from error
+    except InputError:
+        # Not the record's fault: no credentials, or a store that does not answer.
+        raise
     except (OSError, ValueError, TypeError) as error:
         raise BrokenRecord(id, "image file cannot be read", str(error)) from error
 

@@ -1,8 +1,8 @@
 """Where records come from: JSONL files, WebDataset tar shards and Parquet files.
 
 An input is cut into units that can be read on their own, in parallel and again after a stop:
-a range of lines, a tar file, a row group. Paths may be local or `gs://`, `s3://` (through
-etils.epath); pictures named in JSONL are found beside the file.
+a range of lines, a tar file, a row group. Paths may be local or `gs://`, `s3://`
+(`train.data.records.remote`); pictures named in JSONL are found beside the file.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from etils import epath
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Literal, cast
 
 from janus_jax.errors import InputError
+from train.data.records import remote
 from train.data.records.record import Record
 from train.data.records.schema import BrokenRecord, Captions, parse
 
@@ -57,7 +57,7 @@ class Unit:
 
 def is_file_input(name: str) -> bool:
     """Whether a name is that of a file to pack, by its suffix."""
-    return epath.Path(name).suffix in _SUFFIXES
+    return PurePosixPath(name).suffix in _SUFFIXES
 
 
 def find_units(inputs: tuple[str, ...]) -> list[Unit]:
@@ -67,46 +67,54 @@ def find_units(inputs: tuple[str, ...]) -> list[Unit]:
       inputs: files, patterns with `*`, or directories (whose files are taken by suffix).
 
     Raises:
-      InputError: an input that does not exist or has an unknown suffix.
+      InputError: an input that does not exist, cannot be read or has an unknown suffix.
     """
-    return [unit for name in inputs for path in _files(name) for unit in _units(path)]
+    units: list[Unit] = []
+    for name in inputs:
+        try:
+            units += [unit for path in _files(name) for unit in _units(path)]
+        except OSError as error:
+            what = f"{(error.filename or name)!r} cannot be read ({error.strerror or error})"
+            raise InputError(what, fix="check the path and who may read it") from error
+    return units
 
 
 def _files(name: str) -> list[str]:
-    path = epath.Path(name)
+    far = remote.is_address(name)
     if any(letter in name for letter in "*?["):
-        # epath's own glob takes the pattern relative to a directory.
-        if "://" in name:
-            root, _, pattern = name.partition("*")
-            folder = epath.Path(posixpath.dirname(root))
-            found = sorted(str(p) for p in folder.glob(posixpath.basename(root) + "*" + pattern))
-        else:
-            found = sorted(glob.glob(name))
+        found = remote.match(name) if far else sorted(glob.glob(name))
         if not found:
             raise InputError(f"no file matches {name!r}", fix="check the pattern")
         return found
-    if path.is_dir():
-        found = sorted(str(p) for p in path.iterdir() if p.suffix in _SUFFIXES)
+    path = Path(name)
+    kind = remote.kind_of(name) if far else "directory" if path.is_dir() else path.exists()
+    if kind == "directory":
+        listed = remote.list_directory(name) if far else sorted(map(str, path.iterdir()))
+        found = [file for file in listed if is_file_input(file)]
         if not found:
             raise InputError(f"{name!r} holds no {', '.join(_SUFFIXES)} file")
         return found
-    if not path.exists():
+    if not kind:
         raise InputError(f"{name!r} does not exist", fix="check the path")
     return [name]
 
 
+def _open(path: str) -> BinaryIO:
+    return cast(BinaryIO, remote.open_object(path)) if remote.is_address(path) else open(path, "rb")
+
+
 def _units(path: str) -> list[Unit]:
-    kind = _SUFFIXES.get(epath.Path(path).suffix)
+    kind = _SUFFIXES.get(PurePosixPath(path).suffix)
     if kind is None:
         raise InputError(f"{path!r} has an unknown suffix", ", ".join(_SUFFIXES))
     if kind == "tar":
         return [Unit(path, "tar")]
     if kind == "parquet":
-        with epath.Path(path).open("rb") as file:
+        with _open(path) as file:
             groups = _parquet(file, path).num_row_groups
         return [Unit(path, "parquet", group, group + 1) for group in range(groups)]
     units, start, line, size = [], 0, 1, 0
-    with epath.Path(path).open("rb") as file:
+    with _open(path) as file:
         for number, text in enumerate(file, start=1):
             size += len(text)
             if number % _LINES == 0:
@@ -127,7 +135,7 @@ def read_unit(unit: Unit, captions: Captions) -> Iterator[Record | BrokenRecord]
     Raises:
       InputError: the file as a whole cannot be read.
     """
-    name = epath.Path(unit.path).name
+    name = PurePosixPath(unit.path).name
     for default_id, fields, load in _READERS[unit.format](unit, name):
         try:
             if isinstance(fields, BrokenRecord):
@@ -138,17 +146,15 @@ def read_unit(unit: Unit, captions: Captions) -> Iterator[Record | BrokenRecord]
 
 
 def _jsonl(unit: Unit, name: str) -> Iterator[tuple[str, Any, Any]]:
-    folder = epath.Path(unit.path).parent
-
     def load(value: Any) -> bytes:
         if not isinstance(value, str):
             raise TypeError(f"{value!r} is not a path")
-        path = epath.Path(value) if "://" in value else folder / value
-        if path.stat().length > MAX_IMAGE_BYTES:
+        content = _picture(unit.path, value)
+        if len(content) > MAX_IMAGE_BYTES:
             raise ValueError(f"larger than {MAX_IMAGE_BYTES >> 20} MB")
-        return path.read_bytes()
+        return content
 
-    with epath.Path(unit.path).open("rb") as file:
+    with _open(unit.path) as file:
         file.seek(unit.start)
         for offset, line in enumerate(file.read(unit.stop - unit.start).splitlines()):
             if not line.strip():
@@ -158,6 +164,18 @@ def _jsonl(unit: Unit, name: str) -> Iterator[tuple[str, Any, Any]]:
                 yield id, json.loads(line), load
             except (ValueError, RecursionError) as error:
                 yield id, BrokenRecord(id, "not JSON", str(error)), load
+
+
+def _picture(file: str, name: str) -> bytes:
+    """The file that a line of `file` names; no more of it than shows that it is too large."""
+    if remote.is_address(name):
+        if not name.startswith(tuple(f"{scheme}://" for scheme in remote.SCHEMES)):
+            raise ValueError(f"{name} is neither a path nor s3:// or gs://")
+        return remote.read_object(name, MAX_IMAGE_BYTES + 1)
+    if remote.is_address(file) and not name.startswith("/"):
+        return remote.read_object(remote.beside(file, name), MAX_IMAGE_BYTES + 1)
+    with (Path(file).parent / name).open("rb") as picture:
+        return picture.read(MAX_IMAGE_BYTES + 1)
 
 
 def _tar(unit: Unit, name: str) -> Iterator[tuple[str, Any, Any]]:
@@ -182,7 +200,7 @@ def _tar(unit: Unit, name: str) -> Iterator[tuple[str, Any, Any]]:
     stem, parts = "", {}
     try:
         with (
-            epath.Path(unit.path).open("rb") as file,
+            _open(unit.path) as file,
             tarfile.open(fileobj=file, mode="r|") as tar,
         ):
             for member in tar:
@@ -217,6 +235,8 @@ def _parquet(file: Any, name: str) -> Any:
 
     try:
         return pq.ParquetFile(file)
+    except (FileNotFoundError, PermissionError):
+        raise
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{name!r} is not a Parquet file ({error})") from error
 
@@ -231,7 +251,7 @@ def _rows(unit: Unit, name: str) -> Iterator[tuple[str, Any, Any]]:
             raise TypeError(f"{type(value).__name__} instead of the bytes of a file")
         return value
 
-    with epath.Path(unit.path).open("rb") as file:
+    with _open(unit.path) as file:
         parquet = _parquet(file, unit.path)
         row = sum(parquet.metadata.row_group(g).num_rows for g in range(unit.start))
         for batch in parquet.iter_batches(64, row_groups=range(unit.start, unit.stop)):

@@ -1,0 +1,247 @@
+"""Inputs on s3:// and gs://: real clients, and a store on this machine that speaks to them."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from janus_jax.cli import main
+from janus_jax.errors import InputError
+from tests.train.data.records.files import (
+    CAPTION,
+    COUNT,
+    captions_jsonl,
+    captions_parquet,
+    captions_tar,
+    picture,
+    write_jsonl,
+)
+from tests.train.data.records.object_store import Store, serve
+from train.data.records import remote, sources
+from train.data.records.pack import PackSettings, pack
+from train.data.records.shards import open_records
+
+SCHEMES = ["s3", "gs"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Buckets: what is in bucket/in, each format twice, is what the tests pack."""
+    root = tmp_path_factory.mktemp("buckets")
+    folder = root / "bucket" / "in"
+    (folder / "more").mkdir(parents=True)
+    captions_jsonl(folder)
+    for name in ("one.tar", "two.tar", "three.tar.gz"):
+        captions_tar(folder / name)
+    for name in ("one.parquet", "two.parquet"):
+        captions_parquet(folder / name)
+    # Names that an address has to quote, a picture elsewhere, one of no bytes, one too few.
+    (folder / "a b+ü#1%.png").write_bytes(picture(1))
+    (folder / "empty.png").touch()
+    names = ["../0.png", "/in/2.png", "../a b+ü#1%.png", "../empty.png", "../gone.png", "0.png"]
+    (folder / "more" / "0.png").write_bytes(picture(3))
+    lines = [{"image": name, "caption": CAPTION.format(i)} for i, name in enumerate(names)]
+    write_jsonl(folder / "more" / "odd.jsonl", [line for line in lines if line["image"][0] != "/"])
+    return root
+
+
+@pytest.fixture
+def store(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
+    with serve(root) as found:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", found.url)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", found.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("NO_GCE_CHECK", "true")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        remote._file_system.cache_clear()
+        yield found
+        remote._file_system.cache_clear()
+
+
+def packed(out: Path, *inputs: str, workers: int = 1, max_broken: float = 0.0) -> Path:
+    pack(PackSettings(inputs, "both", max_broken), out, workers=workers)
+    return out
+
+
+def files(packed_set: Path) -> dict[str, bytes]:
+    """What a set holds, without what the sources' names are in."""
+    return {
+        path.relative_to(packed_set).as_posix(): path.read_bytes()
+        for path in packed_set.rglob("*")
+        if path.is_file() and path.name not in ("plan.json", "manifest.json")
+    }
+
+
+INPUTS = [
+    ["in/captions.jsonl"],
+    ["in/one.tar"],
+    ["in/one.parquet"],
+    ["in/*.tar", "in/t?o.parquet"],
+    ["in/[ot]*.parquet"],
+    ["*/captions.jsonl"],
+    ["in"],
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_packed_set_is_that_of_the_same_files_on_disk(
+    store: Store, tmp_path: Path, monkeypatch, scheme
+):
+    monkeypatch.setattr(sources, "_LINES", 4)  # units of 4, 4 and 2 lines
+    monkeypatch.setattr(remote, "_BLOCK", 4000)  # files of many blocks
+    for i, names in enumerate(INPUTS):
+        here = packed(tmp_path / f"here{i}", *(f"{store.root}/bucket/{n}" for n in names))
+        there = packed(tmp_path / f"there{i}", *(f"{scheme}://bucket/{n}" for n in names))
+        assert files(here) == files(there), names
+        assert len(open_records(there).kinds["generation"]) >= COUNT
+
+
+def test_two_processes_give_the_same_files_as_one(store: Store, tmp_path: Path):
+    inputs = [
+        f"{scheme}://bucket/in/{n}" for scheme in SCHEMES for n in ("*.tar", "captions.jsonl")
+    ]
+    one = packed(tmp_path / "one", *inputs)
+    two = packed(tmp_path / "two", *inputs, workers=2)
+    assert files(one) == files(two)
+    assert len(open_records(two).kinds["generation"]) == 6 * COUNT
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_pictures_are_found_beside_the_file_and_broken_ones_are_listed(
+    store: Store, tmp_path: Path, monkeypatch, scheme
+):
+    monkeypatch.setattr(sources, "MAX_IMAGE_BYTES", len(picture(1)) + 1)
+    store.refused["bucket/in/more/0.png"] = 403
+    store.asked.clear()
+    out = packed(tmp_path / "out", f"{scheme}://bucket/in/more/odd.jsonl", max_broken=0.9)
+    data = open_records(out)
+    assert [r.images[0] for r in data.kinds["generation"]] == [picture(0), picture(1)]
+    assert data.manifest["broken"]["reasons"] == {
+        "image file cannot be read": 1,
+        "image file is missing": 1,
+        "picture cannot be decoded": 2,
+    }
+    # Neither asked for its size first nor read when it is too large.
+    assert sum(path.endswith("in/0.png") for _, path in store.asked) == 1
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_picture_may_be_named_by_its_address(store: Store, tmp_path: Path, scheme):
+    lines = [
+        {"image": f"{scheme}://bucket/in/{name}", "caption": "x"} for name in ("3.png", "gone.png")
+    ]
+    lines.append({"image": "https://example.org/4.png", "caption": "x"})
+    file = write_jsonl(tmp_path / "in.jsonl", lines)
+    out = packed(tmp_path / "out", str(file), max_broken=0.9)
+    data = open_records(out)
+    assert [r.images for r in data.kinds["generation"]] == [(picture(3),)]
+    reasons = {"image file cannot be read": 1, "image file is missing": 1}
+    assert data.manifest["broken"]["reasons"] == reasons
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_store_that_fails_ends_the_packing_and_the_same_call_goes_on(
+    store: Store, tmp_path: Path, monkeypatch, scheme
+):
+    monkeypatch.setattr(sources, "_LINES", 4)
+    name = f"{scheme}://bucket/in/captions.jsonl"
+    store.refused["bucket/in/5.png"] = 400
+    with pytest.raises(InputError, match=f"'{scheme}://bucket/in/5.png' cannot be read: .*; fix: "):
+        packed(tmp_path / "out", name, max_broken=1.0)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    store.refused.clear()
+    store.asked.clear()
+    packed(tmp_path / "out", name, max_broken=1.0)
+    assert not any(path.endswith("/1.png") for _, path in store.asked)  # of the unit that was done
+    assert files(tmp_path / "out") == files(
+        packed(tmp_path / "here", f"{store.root}/bucket/in/captions.jsonl")
+    )
+
+
+def one_line(capfd: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    assert main.run(["data", "pack", *argv]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1), err
+    return err.removeprefix("janus-jax: error: ")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (
+            "bucket/in/gone.jsonl",
+            "'{0}://bucket/in/gone.jsonl' does not exist; fix: check the path",
+        ),
+        ("bucket/in/*.gone", "no file matches '{0}://bucket/in/*.gone'; fix: check the pattern"),
+        ("bucket/in/**", "'{0}://bucket/in/**' holds **; allowed: *, ? and"),
+        ("bucket/in/more/../x?.tar", "no file matches"),
+        ("gone/a.jsonl", "there is no bucket '{0}://gone'; fix: check its name"),
+        ("gone/in/*.tar", "there is no bucket '{0}://gone'; fix: check its name"),
+        ("bucket/in/0.png", "'{0}://bucket/in/0.png' has an unknown suffix; allowed: .jsonl"),
+        ("/in/a.jsonl", "'{0}:///in/a.jsonl' is no address that can be read; allowed: a path"),
+        ("bucket/in/two.parquet", "'{0}://bucket/in/two.parquet' cannot be read (access is"),
+    ],
+)
+def test_an_input_that_is_not_there_is_one_line(
+    store: Store, tmp_path: Path, capfd, scheme, name, line
+):
+    store.refused["bucket/in/two.parquet"] = 403
+    found = one_line(capfd, [f"{scheme}://{name}", "--out", str(tmp_path / "out")])
+    assert found.startswith(line.format(scheme))
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_credentials_it_says_where_to_get_them(store, tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store.closed = True
+    out = str(tmp_path / "out")
+    found = one_line(capfd, ["s3://bucket/in/one.tar", "--out", out])
+    assert "no credentials that s3:// takes" in found and "fix: aws configure" in found
+    found = one_line(capfd, ["gs://bucket/in/one.tar", "--out", out])
+    assert "no credentials that gs:// takes" in found and "fix: gcloud auth" in found
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    remote._file_system.cache_clear()
+    found = one_line(capfd, ["gs://bucket/in/one.tar", "--out", out])
+    assert "key.json was not found" in found and "fix: gcloud auth" in found
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_server_that_is_not_there_is_said_in_seconds(
+    store: Store, tmp_path: Path, monkeypatch, capfd, scheme
+):
+    for name in ("AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    start = time.monotonic()
+    found = one_line(capfd, [f"{scheme}://bucket/in/*.tar", "--out", str(tmp_path / "out")])
+    assert time.monotonic() - start < 15
+    assert f"'{scheme}://bucket/in' cannot be read: " in found and "127.0.0.1:9" in found
+    assert "fix: check the network and the address of the server" in found
+
+
+@pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
+def test_without_its_package_it_says_what_to_install(
+    store: Store, tmp_path: Path, monkeypatch, capfd, scheme, package
+):
+    for module in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    found = one_line(capfd, [f"{scheme}://bucket/in/one.tar", "--out", str(tmp_path / "out")])
+    assert f"needs {package}, which is not installed" in found
+    assert 'fix: pip install "janus-jax[remote]"' in found
+
+
+@pytest.mark.parametrize("scheme", ["http", "hf", "az", "file"])
+def test_other_schemes_are_refused(tmp_path: Path, capfd, scheme):
+    found = one_line(capfd, [f"{scheme}://host/a.tar", "--out", str(tmp_path / "out")])
+    assert "allowed: a path of this machine, s3://BUCKET/OBJECT, gs://BUCKET/OBJECT" in found
