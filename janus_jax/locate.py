@@ -5,12 +5,32 @@ Free of JAX, so that the command line can refuse a misspelt name before anything
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from janus_jax.config import NAMED
 from janus_jax.errors import InputError
 
 SHIPPED = ("emoji",)
+
+# `pathlib` makes gs:/bucket of gs://bucket, a folder here. One letter is a drive of Windows.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+
+
+def check_local(what: str, path: str | Path, fix: str = "") -> None:
+    """Refuses an address, such as gs://bucket/folder, where only a path of this machine is of use.
+
+    Args:
+      what: the flag or argument, as the message names it.
+      path: what it was given.
+      fix: what to do instead.
+
+    Raises:
+      InputError: it is an address.
+    """
+    if _ADDRESS.match(str(path)):
+        address = _ADDRESS.sub(r"\1://", str(path), count=1)
+        raise InputError(f"{what} {address!r} is no path of this machine", "a local path", fix)
 
 
 def assets_directory() -> Path:
@@ -31,6 +51,7 @@ def find_model(name_or_path: str | Path) -> Path:
       InputError: there is none, or it cannot be converted; says which names and forms there are.
     """
     name = str(name_or_path)
+    check_local("model", name, "copy it to a disk first")
     allowed = (
         f"{', '.join(SHIPPED)}, debug, a directory written by janus-jax train or convert, a "
         "directory of PyTorch weights, or a Hugging Face id such as deepseek-ai/Janus-Pro-1B"

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from janus_jax.errors import InputError
+from janus_jax.locate import check_local
 from train.data.packing import Kind
+from train.data.records.sources import is_file_input
 from train.watch.config import GuardConfig, ProfileConfig, WatchConfig
 
 # Children of `JanusModel`; a preset's `trainable` and `init` speak of them.
@@ -245,9 +247,20 @@ class TrainConfig:
             raise InputError(f"--code-noise {self.code_noise}", "0 with --batch-size 0")
         if self.objective != "janus" and self.accumulate > 1:
             raise InputError(f"--accumulate {self.accumulate}", f"1 (objective {self.objective})")
-        self.initial_runs()
+        self._check_places()
         if self.objective == "janus" and not self.fit_to_data:
             self.samples()
+
+    def _check_places(self) -> None:
+        """Only files that are packed may lie on an object store."""
+        for run in self.initial_runs().values():
+            check_local("--init", run, "copy it to a disk first")
+        copy = "copy the packed data set to a disk first"
+        for entry in self.heldout:
+            check_local("--heldout", entry, copy)
+        for entry in self.data:
+            if not is_file_input(entry):
+                check_local("--data", entry, f"{copy}, or name JSONL, tar or Parquet files")
 
     def _check_lora(self) -> None:
         lora = self.lora

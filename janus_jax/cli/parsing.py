@@ -1,13 +1,16 @@
 """Command lines read by tyro, with its many-line complaints turned into one line."""
 
 import contextlib
+import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from janus_jax.errors import InputError
+from janus_jax.locate import check_local
 
 
 def parse(
@@ -26,14 +29,14 @@ def parse(
         An instance of `kind`.
 
     Raises:
-        InputError: Unusable arguments.
+        InputError: Unusable arguments; an address such as gs://bucket/folder for a `Path`.
         SystemExit: With status 0, after --help.
     """
     box = io.StringIO()
     given = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(
+            found = tyro.cli(
                 kind,
                 args=list(argv),
                 prog=prog,
@@ -44,6 +47,23 @@ def parse(
         if stop.code in (0, None):
             raise
         raise InputError(flatten_parse_error(box.getvalue())) from None
+    for name, path in _paths(found):
+        flag = f"--{name.replace('_', '-')}"
+        given = any(word.partition("=")[0] == flag for word in argv)
+        check_local(flag if given else name.upper(), path, "copy it to or from the store yourself")
+    return found
+
+
+def _paths(found: Any, name: str = "") -> Iterator[tuple[str, Path]]:
+    """Every path of a command line, with the name of its field: they are all of this machine."""
+    if isinstance(found, Path):
+        yield name, found
+    elif isinstance(found, tuple):
+        for value in found:
+            yield from _paths(value, name)
+    elif dataclasses.is_dataclass(found):
+        for field in dataclasses.fields(found):
+            yield from _paths(getattr(found, field.name), field.name)
 
 
 def flatten_parse_error(box: str) -> str:

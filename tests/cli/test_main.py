@@ -74,6 +74,43 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr() == (f"janus-jax {__version__}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("generate cat --out gs://b/x", "--out 'gs://b/x'"),
+        ("generate cat --model gs://b/x", "'gs://b/x'"),
+        ("chat hello --image s3://b/a.png", "--image 's3://b/a.png'"),
+        ("convert source gs://b/x", "DESTINATION 'gs://b/x'"),
+        ("doctor --run-dir gs://b/x", "--run-dir 'gs://b/x'"),
+        ("plan janus-pro-1b-stage3 --compile --dump-hlo gs://b/x", "--dump-hlo 'gs://b/x'"),
+        ("data pack a.jsonl --out gs://b/x", "--out 'gs://b/x'"),
+        ("data pack a.jsonl --out=gs://b/x", "--out 'gs://b/x'"),
+        ("data encode s3://b/x --out y", "SOURCE 's3://b/x'"),
+        ("data encode x --out s3://b/y", "--out 's3://b/y'"),
+        ("data inspect gs://b/x", "SOURCE 'gs://b/x'"),
+        ("data ids file:///b/x --step 1", "RUN 'file://b/x'"),
+        ("train emoji --run-dir gs://b/x", "--run-dir 'gs://b/x'"),
+        ("train emoji-vq --run-dir gs://b/x", "--run-dir 'gs://b/x'"),
+        ("train finetune --data gs://b/set:2", "--data 'gs://b/set:2'"),
+        ("train finetune --data a.jsonl --heldout s3://b/c.jsonl", "--heldout 's3://b/c.jsonl'"),
+        ("train finetune --data a.jsonl --init s3://b/model", "--init 's3://b/model'"),
+        ("train finetune --data a.jsonl --init vq=s3://b/model", "--init 's3://b/model'"),
+    ],
+)
+def test_an_address_is_refused_where_a_path_is_meant(command, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.run(command.split()) == 2
+    line = one_line(capsys)
+    assert f"{named} is no path of this machine; allowed: a local path; fix: copy" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_may_hold_a_colon(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["data", "inspect", "C:/a:b/c"]) == 2
+    assert "'C:/a:b/c' is no packed data set" in one_line(capsys)
+
+
 def failing(error):
     def run(_):
         raise error

@@ -66,6 +66,7 @@ class Store(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two packets
     server: Store
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -38,31 +38,48 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         captions_tar(folder / name)
     for name in ("one.parquet", "two.parquet"):
         captions_parquet(folder / name)
-    # Names that an address has to quote, a picture elsewhere, one of no bytes, one too few.
+    # Names that an address has to quote, a picture elsewhere, one of no bytes, one of too many, one that is missing.
     (folder / "a b+ü#1%.png").write_bytes(picture(1))
     (folder / "empty.png").touch()
-    names = ["../0.png", "/in/2.png", "../a b+ü#1%.png", "../empty.png", "../gone.png", "0.png"]
+    (folder / "large.png").write_bytes(picture(1) + bytes(500))
     (folder / "more" / "0.png").write_bytes(picture(3))
-    lines = [{"image": name, "caption": CAPTION.format(i)} for i, name in enumerate(names)]
-    write_jsonl(folder / "more" / "odd.jsonl", [line for line in lines if line["image"][0] != "/"])
+    names = ["0.png", "empty.png", "large.png", "gone.png", "a b+ü#1%.png", "more/0.png"]
+    lines = [{"image": f"../{name}", "caption": "x"} for name in names]
+    write_jsonl(folder / "more" / "odd.jsonl", lines)
     return root
 
 
+@pytest.fixture(scope="module")
+def server(root: Path) -> Iterator[Store]:
+    with serve(root) as server, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
+            patch.delenv(name)
+        for name in ("AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST"):
+            patch.setenv(name, server.url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        # Nobody is asked who this machine is.
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("NO_GCE_CHECK", "true")
+        remote._file_system.cache_clear()
+        yield server
+        remote._file_system.cache_clear()
+
+
 @pytest.fixture
-def store(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
-        monkeypatch.delenv(name)
-    with serve(root) as found:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", found.url)
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", found.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        monkeypatch.setenv("NO_GCE_CHECK", "true")
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        remote._file_system.cache_clear()
-        yield found
-        remote._file_system.cache_clear()
+def store(server: Store) -> Store:
+    server.refused, server.closed = {}, False
+    server.asked.clear()
+    return server
+
+
+@pytest.fixture
+def new_clients(store: Store) -> Iterator[None]:
+    """For tests that change what clients are made from."""
+    remote._file_system.cache_clear()
+    yield
+    remote._file_system.cache_clear()
 
 
 def packed(out: Path, *inputs: str, workers: int = 1, max_broken: float = 0.0) -> Path:
@@ -117,18 +134,17 @@ def test_two_processes_give_the_same_files_as_one(store: Store, tmp_path: Path):
 def test_pictures_are_found_beside_the_file_and_broken_ones_are_listed(
     store: Store, tmp_path: Path, monkeypatch, scheme
 ):
-    monkeypatch.setattr(sources, "MAX_IMAGE_BYTES", len(picture(1)) + 1)
+    monkeypatch.setattr(sources, "MAX_IMAGE_BYTES", len(picture(1)))
     store.refused["bucket/in/more/0.png"] = 403
-    store.asked.clear()
     out = packed(tmp_path / "out", f"{scheme}://bucket/in/more/odd.jsonl", max_broken=0.9)
     data = open_records(out)
     assert [r.images[0] for r in data.kinds["generation"]] == [picture(0), picture(1)]
     assert data.manifest["broken"]["reasons"] == {
-        "image file cannot be read": 1,
+        "image file cannot be read": 2,
         "image file is missing": 1,
         "picture cannot be decoded": 2,
     }
-    # Neither asked for its size first nor read when it is too large.
+    # Nothing is asked first, such as how large it is.
     assert sum(path.endswith("in/0.png") for _, path in store.asked) == 1
 
 
@@ -199,7 +215,9 @@ def test_an_input_that_is_not_there_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_without_credentials_it_says_where_to_get_them(store, tmp_path, monkeypatch, capfd):
+def test_without_credentials_it_says_where_to_get_them(
+    store: Store, new_clients, tmp_path: Path, monkeypatch, capfd
+):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -218,7 +236,7 @@ def test_without_credentials_it_says_where_to_get_them(store, tmp_path, monkeypa
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_server_that_is_not_there_is_said_in_seconds(
-    store: Store, tmp_path: Path, monkeypatch, capfd, scheme
+    new_clients, tmp_path: Path, monkeypatch, capfd, scheme
 ):
     for name in ("AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -231,7 +249,7 @@ def test_a_server_that_is_not_there_is_said_in_seconds(
 
 @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
 def test_without_its_package_it_says_what_to_install(
-    store: Store, tmp_path: Path, monkeypatch, capfd, scheme, package
+    new_clients, tmp_path: Path, monkeypatch, capfd, scheme, package
 ):
     for module in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
