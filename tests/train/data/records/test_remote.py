@@ -1,5 +1,7 @@
 """Inputs on s3:// and gs://: real clients, and a store on this machine that speaks to them."""
 
+import dataclasses
+import logging
 import os
 import sys
 import time
@@ -19,9 +21,11 @@ from tests.train.data.records.files import (
     write_jsonl,
 )
 from tests.train.data.records.object_store import Store, serve
+from train import own_data
 from train.data.records import remote, sources
 from train.data.records.pack import PackSettings, pack
 from train.data.records.shards import open_records
+from train.presets import PRESETS
 
 SCHEMES = ["s3", "gs"]
 
@@ -179,7 +183,10 @@ def test_a_store_that_fails_ends_the_packing_and_the_same_call_goes_on(
 
 
 def one_line(capfd: pytest.CaptureFixture[str], argv: list[str]) -> str:
-    assert main.run(["data", "pack", *argv]) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        # Without pytest's own, what a client logs would go to stderr, as it does for a user.
+        patch.setattr(logging.getLogger(), "handlers", [])
+        assert main.run(["data", "pack", *argv]) == 2
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1), err
     return err.removeprefix("janus-jax: error: ")
@@ -260,3 +267,17 @@ def test_without_its_package_it_says_what_to_install(
 def test_other_schemes_are_refused(tmp_path: Path, capfd, scheme):
     found = one_line(capfd, [f"{scheme}://host/a.tar", "--out", str(tmp_path / "out")])
     assert "allowed: a path of this machine, s3://BUCKET/OBJECT, gs://BUCKET/OBJECT" in found
+
+
+def test_a_run_packs_files_of_a_store(store: Store, debug_dir: Path, tmp_path: Path):
+    config = dataclasses.replace(
+        PRESETS["finetune"],
+        init=(str(debug_dir),),
+        data=("s3://bucket/in/captions.jsonl", "gs://bucket/in/*.tar"),
+        captions="understanding",
+        heldout_share=0.0,
+    )
+    (tmp_path / "config.json").write_text("{}")  # of a run that begins
+    config = own_data.resolve(config, tmp_path)
+    (packed_set,) = config.data
+    assert len(open_records(packed_set).kinds["understanding"]) == 3 * COUNT
