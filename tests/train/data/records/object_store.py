@@ -86,6 +86,12 @@ class _Handler(BaseHTTPRequestHandler):
         bucket, _, key = unquote(url.path[1:]).partition("/")
         return self.s3(bucket, key, query)
 
+    def do_POST(self) -> None:
+        """The token that a service account is given for its signature, /token."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = {"access_token": "token", "expires_in": 3600, "token_type": "Bearer"}
+        self.answer(200, json.dumps(body).encode(), "application/json")
+
     def gcs(self, bucket: str, key: str, rest: str, query: dict[str, str], media: bool) -> None:
         def item(name: str) -> dict[str, str]:
             size = (self.server.root / bucket / name).stat().st_size

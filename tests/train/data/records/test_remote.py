@@ -1,6 +1,7 @@
 """Inputs on s3:// and gs://: real clients, and a store on this machine that speaks to them."""
 
 import dataclasses
+import json
 import logging
 import os
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from janus_jax.cli import main
 from janus_jax.errors import InputError
@@ -236,6 +239,25 @@ def test_without_credentials_it_says_where_to_get_them(
     remote._file_system.cache_clear()
     found = one_line(capfd, ["gs://bucket/in/one.tar", "--out", out])
     assert "key.json was not found" in found and "fix: gcloud auth" in found
+
+
+def test_credentials_are_found_where_the_vendors_tools_find_them(
+    store: Store, new_clients, tmp_path: Path, monkeypatch
+):
+    store.closed = True
+    packed(tmp_path / "s3", "s3://bucket/in/one.tar")
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    account = {"type": "service_account", "client_email": "a@b.iam.gserviceaccount.com"}
+    account |= {"private_key": pem, "token_uri": f"{store.url}/token"}
+    file = tmp_path / "account.json"
+    file.write_text(json.dumps(account))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    # Where an emulator is named no credentials are sent, so this one must pass for Google's own.
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setattr("gcsfs.core._location", lambda *_: store.url)
+    packed(tmp_path / "gs", "gs://bucket/in/one.tar")
+    assert files(tmp_path / "gs") == files(tmp_path / "s3")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
