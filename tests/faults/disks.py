@@ -1,6 +1,7 @@
 """Disks that are small, full or read-only, for real."""
 
 import contextlib
+import ctypes
 import os
 import resource
 import subprocess
@@ -11,8 +12,8 @@ from pathlib import Path
 class Disk:
     """A directory on a small file system of its own, where this process may mount one.
 
-    Elsewhere it is an ordinary directory: it is then "full" by a limit on the size of files, and
-    read-only by its permissions, which bind whoever may not mount.
+    Elsewhere, as in Docker, it is an ordinary directory: it is then "full" by a limit on the size
+    of files, and read-only by its permissions, which bind root too once it gives up that right.
 
     Attributes:
       path: the directory.
@@ -48,6 +49,7 @@ class Disk:
             how = "remount,rw" if writable else "remount,ro"
             assert _succeeds("mount", "-o", how, str(self.path))
         else:
+            bind_by_permissions(not writable)
             for folder, _, _ in os.walk(self.path):
                 os.chmod(folder, 0o755 if writable else 0o555)
 
@@ -67,6 +69,19 @@ def small_disk(path: Path, megabytes: int) -> Iterator[Disk]:
         yield disk
     finally:
         disk.close()
+
+
+def bind_by_permissions(bound: bool = True) -> None:
+    """Has files' permissions bind this thread, and those it starts, where it is root's; or not."""
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the interface; this thread
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then their upper halves
+    assert libc.capget(header, sets) == 0, os.strerror(ctypes.get_errno())
+    override = 1 << 1  # CAP_DAC_OVERRIDE
+    sets[0] = sets[0] & ~override if bound else sets[0] | (sets[1] & override)
+    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
 
 
 def _succeeds(*command: str) -> bool:

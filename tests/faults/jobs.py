@@ -93,9 +93,9 @@ class Job:
         return self._log.read_text() if self._log.exists() else ""
 
 
-def assert_same(run_dir: Path, whole: Path) -> None:
+def assert_same(run_dir: Path, whole: Path, steps: int = STEPS) -> None:
     """Parameters, optimizer state and metrics of two runs, bit for bit."""
-    found, want = checkpoint(run_dir, STEPS), checkpoint(whole, STEPS)
+    found, want = checkpoint(run_dir, steps), checkpoint(whole, steps)
     assert found.keys() == want.keys()
     assert [k for k in want if found[k].tobytes() != want[k].tobytes()] == []
     # Losses on held-out data were asked for in some runs only.

@@ -1,5 +1,6 @@
 """Disks that are full or read-only: found before the first step, or with the step before intact."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +119,21 @@ def test_read_only_disk_in_a_save_leaves_the_step_before(disk):
 
 def test_read_only_run_directory_is_found_before_the_first_step(disk, tmp_path):
     disk.set_writable(False)
-    line = Job(disk.path / "run", notes=tmp_path).refused()
+    at = "" if disk.mounted else "bound by permissions"
+    line = Job(disk.path / "run", at=at, notes=tmp_path).refused()
     assert line.startswith(f"--run-dir {disk.path / 'run'} cannot be written")
+    assert ("Read-only file system" if disk.mounted else "Permission denied") in line
 
 
 def test_disk_too_small_for_a_checkpoint_is_found_before_the_first_step(disk, tmp_path):
-    if not disk.mounted:
-        return  # a disk's size cannot be had; `test_a_disk_without_room_...` looks at the sum
-    disk.fill(leave=MEGABYTE // 8)
-    line = Job(disk.path / "run", notes=tmp_path).refused()
+    if disk.mounted:
+        disk.fill(leave=MEGABYTE // 8)
+    # No other directory has a size of its own, so the run is told one.
+    at = "" if disk.mounted else "small disk"
+    line = Job(disk.path / "run", at=at, notes=tmp_path).refused()
     assert "checkpoint" in line and str(disk.path / "run" / "checkpoints") in line
+    free = re.search(r"its disk has ([\d.]+) (kB|KB|MB) free", line)
+    assert free and "takes up to " in line, line
     assert not (disk.path / "run" / "metrics.jsonl").exists()
 
 

@@ -1,6 +1,7 @@
 """Loader workers that are killed, hang or outlive their run."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.jobs import Job, assert_same, steps_saved
+from tests.train.data.records.sets import text, write_set
+from tests.train.runs import metrics
 from train.data.prefetch import WorkerFailed, prefetch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +49,9 @@ def test_loader_worker_that_hangs_is_reported_and_ends_the_run():
 
 RUN = """
 import os, time
+from tests.faults.jobs import Job, assert_same, steps_saved
+from tests.train.data.records.sets import text, write_set
+from tests.train.runs import metrics
 from train.data.prefetch import prefetch
 def read(step):
     return os.getpid()
@@ -61,6 +68,41 @@ def alive(process: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def workers(process: int) -> list[int]:
+    """The processes that a process has spawned."""
+    children = [p.read_text() for p in Path(f"/proc/{process}/task").glob("*/children")]
+    return [
+        child
+        for child in map(int, " ".join(children).split())
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def test_loader_worker_killed_ends_a_real_run_and_it_is_gone_on_with(debug_dir, tmp_path):
+    data = write_set(tmp_path / "set", map(text, range(30)))
+    # More steps than a worker has ready when it is killed.
+    flags = ("--data", str(data), "--init", str(debug_dir), "--steps", "12", "--preview-every", "0")
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    untouched = Job(whole, *flags)
+    job = Job(run_dir, *flags, "--checkpoint-every", "2", "--data-processes", "1", at="third batch")
+    job.come_there()
+    [worker] = workers(job.pid)
+    os.kill(worker, signal.SIGKILL)
+    job.let_go()
+    line = job.refused(status=1)
+    died = re.match(r"a loader worker died before the batch of step (\d+) was there \(", line)
+    assert died and "-9" in line and line.endswith("the run can be resumed"), line
+    assert not alive(worker) and not alive(job.pid)
+    newest = max(steps_saved(run_dir))
+    assert 2 <= newest <= int(died[1]) < 12
+    assert [record["step"] for record in metrics(run_dir)] == list(range(1, int(died[1]) + 1))
+    assert untouched.ended() == 0, untouched.said()
+    # With threads instead: the samples are the same.
+    again = Job(run_dir, *flags, "--checkpoint-every", "2", "--resume")
+    assert again.ended() == 0 and f"resumed from step {newest}, " in again.said(), again.said()
+    assert_same(run_dir, whole, steps=12)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

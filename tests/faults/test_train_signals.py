@@ -98,16 +98,22 @@ def test_sigterm_while_other_processes_are_waited_for_exits_75_at_once(tmp_path)
 
 def test_a_second_signal_aborts_fast_with_nothing_half_visible(whole, tmp_path):
     run_dir = tmp_path / "run"
-    job = Job(run_dir, at="save")
+    job = Job(run_dir, "--checkpoint-every", "2", at="commit of step 4")
     job.come_there()
+    # All of it is written, and it is no step yet.
+    [unfinished] = (run_dir / "checkpoints").glob("4.*")
+    assert (unfinished / "state" / "_METADATA").exists() and steps_saved(run_dir) == [2]
     job.send(signal.SIGTERM)
     time.sleep(0.5)
+    assert job.running(), job.said()
     began = time.monotonic()
     job.send(signal.SIGTERM)
     assert job.ended(AT_ONCE) == 128 + signal.SIGTERM, job.said()
     assert time.monotonic() - began < 10
-    assert steps_saved(run_dir) == []
-    go_on_to_the_end(run_dir, whole)
+    assert steps_saved(run_dir) == [2] and unfinished.exists()
+    said = go_on_to_the_end(run_dir, whole, "--checkpoint-every", "2")
+    assert "resumed from step 2, " in said
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"4", "6"}
 
 
 def test_two_jobs_on_one_run_directory_the_second_is_refused(whole, tmp_path):

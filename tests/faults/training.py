@@ -15,10 +15,12 @@ if "tests.conftest" not in sys.modules:
     # In the server only: tracing is quicker without the checks, and other tests make them.
     os.environ["JANUS_JAX_TYPECHECK"] = "0"
 import jax
+from orbax.checkpoint.path import atomicity
 
 import tests.conftest  # noqa: F401  (devices, precision and compile cache, as in the tests)
 from janus_jax.cli import main
 from janus_jax.config import DEBUG
+from tests.faults.disks import bind_by_permissions
 from train import checkpoints, evaluation, feed, loop
 from train.data import samples
 from train.data.batches import PackedBatches
@@ -160,15 +162,37 @@ def _in_a_step(mark: Path) -> None:
     _mark_at_batch(3, mark, pause=0.5)
 
 
-def _in_a_save(mark: Path) -> None:
-    """The first save waits before it begins to write."""
-    save = checkpoints.Checkpoints.save
+def _in_the_commit_of(step: int) -> Callable[[Path], None]:
+    """All files of a step are written, and its directory does not have its name yet."""
 
-    def slow(self: checkpoints.Checkpoints, *args, **kwargs):
-        _wait(mark)
-        save(self, *args, **kwargs)
+    def set_up(mark: Path) -> None:
+        finalize = atomicity.AtomicRenameTemporaryPath.finalize
 
-    checkpoints.Checkpoints.save = slow
+        async def slow(self: atomicity.AtomicRenameTemporaryPath):
+            if self.get_final().name == str(step):
+                _wait(mark)
+            await finalize(self)
+
+        atomicity.AtomicRenameTemporaryPath.finalize = slow
+
+    return set_up
+
+
+def _at_a_batch(number: int) -> Callable[[Path], None]:
+    """A batch, counted from 1, has been read and is not put on the devices yet."""
+
+    def set_up(mark: Path) -> None:
+        place, placed = feed.PackedFeed.place, []
+
+        def slow(self: feed.PackedFeed, read):
+            placed.append(number)
+            if len(placed) == number:
+                _wait(mark)
+            return place(self, read)
+
+        feed.PackedFeed.place = slow
+
+    return set_up
 
 
 def _not_a_number(steps: Callable[[int], bool]) -> Callable[[Path], None]:
@@ -189,6 +213,11 @@ def _not_a_number(steps: Callable[[int], bool]) -> Callable[[Path], None]:
     return poison
 
 
+def _on_a_small_disk(mark: Path) -> None:
+    """As a disk says that has 128 KiB free."""
+    checkpoints.free_bytes = lambda path: 2**17
+
+
 FAULTS: dict[str, Callable[[Path], None]] = {
     "data wait": _in_the_data_wait_of(3),
     "fifth data wait": _in_the_data_wait_of(5),
@@ -197,8 +226,11 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "result": _in_the_result,
     "resolution": _in_the_resolution,
     "first compilation": _in_the_first_compilation,
-    "save": _in_a_save,
+    "commit of step 4": _in_the_commit_of(4),
+    "third batch": _at_a_batch(3),
     "step": _in_a_step,
+    "small disk": _on_a_small_disk,
+    "bound by permissions": lambda mark: bind_by_permissions(),
     "NaN in step 3": _not_a_number(lambda step: step == 3),
     "NaN from step 3 on": _not_a_number(lambda step: step >= 3),
 }

@@ -94,9 +94,18 @@ class Members:
                 time.sleep(0.01)
         return self
 
+    def let_go(self) -> None:
+        """Has none of them wait any longer."""
+        for folder in self._folders:
+            (folder / "go").touch()
+
     def send(self, i: int, number: signal.Signals) -> None:
         """Sends one of them a signal."""
         os.kill(self.processes[i].pid or 0, number)
+
+    def running(self) -> bool:
+        """Whether none has ended."""
+        return all(process.is_alive() for process in self.processes)
 
     def ended(self, within: float = WITHIN) -> list[int | None]:
         """The exit statuses; None of those that still run, which are then killed."""

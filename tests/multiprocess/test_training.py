@@ -6,6 +6,7 @@ programs, so the numbers agree to rounding; samples and steps agree exactly.
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests.multiprocess.members import WITHIN, Members, arguments
 from tests.multiprocess.programs import child, fall_back, restore, scatter
 from tests.train.runs import checkpoint, metrics, params
 from train.checkpoints import Checkpoints
+from train.metrics import is_evaluation
 
 pytestmark = pytest.mark.slow
 
@@ -180,10 +182,11 @@ def whole(tmp_path_factory, debug_dir) -> Path:
     return run_dir
 
 
-def assert_goes_on(root: Path, parts: Path, whole: Path, processes: int) -> None:
-    """The rest of a run, which then equals one that nothing interrupted: in two, to the bit."""
+def assert_goes_on(root: Path, parts: Path, whole: Path, processes: int, step: int) -> None:
+    """The rest of a run from a step, then as one that nothing interrupted: in two, to the bit."""
     run_dir, members = text_run(root, parts, "rest", "--resume", processes=processes)
     assert members.ended() == [0] * processes, members.said()
+    assert f"emoji-llm: resumed from step {step}, saved " in members.said()[0]
     found, want = checkpoint(run_dir, 6), checkpoint(whole, 6)
     assert found.keys() == want.keys()
     if processes == 2:
@@ -201,22 +204,32 @@ def saved(run_dir: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("at", "signalled"),
-    [("step", 1), ("data wait", 0)],
-    ids=["one in a step", "the other one waits for data"],
+    ("at", "signalled", "flags"),
+    [("step", 1, ()), ("data wait", 0, ()), ("evaluation of step 3", 0, ("--preview-every", "3"))],
+    ids=["one in a step", "the other one waits for data", "in an evaluation"],
 )
 def test_sigterm_to_one_of_two_saves_one_step_and_ends_both(
-    whole, debug_dir, tmp_path, at, signalled
+    whole, debug_dir, tmp_path, at, signalled, flags
 ):
-    run_dir, members = text_run(tmp_path, debug_dir, "logs", at={1: at})
+    run_dir, members = text_run(tmp_path, debug_dir, "logs", *flags, at={1: at})
     members.come_there().send(signalled, signal.SIGTERM)
-    assert members.ended(30) == [75, 75], members.said()
+    if flags:
+        # None can leave an evaluation without the other, so both wait until it is made.
+        time.sleep(0.5)
+        assert members.running() and saved(run_dir) == []
+        members.let_go()
+    # Of an evaluation, the rest is still to be compiled.
+    assert members.ended(120 if flags else 30) == [75, 75], members.said()
     [step] = saved(run_dir)
-    assert 2 <= step < 6
+    assert step == 3 if flags else 2 <= step < 6
+    evaluated = [record["step"] for record in metrics(run_dir) if is_evaluation(record)]
+    assert evaluated == ([3] if flags else [])
+    assert not Checkpoints(run_dir / "checkpoints").record().evaluation_due
     first, second = members.said()
     assert first.splitlines()[-1] == f"emoji-llm: stopped and saved at step {step}" and not second
-    # On the other number of processes.
-    assert_goes_on(tmp_path, debug_dir, whole, 1)
+    if not flags:
+        # On the other number of processes.
+        assert_goes_on(tmp_path, debug_dir, whole, 1, step)
 
 
 def test_sigterm_to_one_of_two_before_the_first_step_ends_both(debug_dir, tmp_path):
@@ -229,12 +242,16 @@ def test_sigterm_to_one_of_two_before_the_first_step_ends_both(debug_dir, tmp_pa
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_kill_9_of_one_ends_the_other_and_a_restart_goes_on(whole, debug_dir, tmp_path, killed):
-    _, members = text_run(tmp_path, debug_dir, "logs", at={0: "fifth data wait"})
-    members.come_there().send(killed, signal.SIGKILL)
+    run_dir, members = text_run(tmp_path, debug_dir, "logs", at={0: "fifth data wait"})
+    members.come_there()
+    while saved(run_dir) != [4]:
+        assert members.running(), members.said()
+        time.sleep(0.01)
+    members.send(killed, signal.SIGKILL)
     statuses = members.ended(60)
     assert statuses[killed] == -signal.SIGKILL
     assert statuses[1 - killed] not in (None, 0), members.said()
-    assert_goes_on(tmp_path, debug_dir, whole, 2)
+    assert_goes_on(tmp_path, debug_dir, whole, 2, 4)
 
 
 def test_an_unusable_run_is_refused_once_and_by_all(debug_dir, tmp_path):
