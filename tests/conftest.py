@@ -1,6 +1,6 @@
 """Settings that must hold before JAX starts, for every test.
 
-- Eight CPU devices, so that sharding is tested on any machine.
+- Eight CPU devices, so that sharding is tested on any machine, and threads for them.
 - CPU unless JAX_PLATFORMS says otherwise, with float32 products in float32 on accelerators too.
 - Compiled programs are kept in .cache/ (ignored by git): a second run compiles nothing.
 - Types in the signatures of the model's core, shapes among them where they are written, are checked
@@ -33,8 +33,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "float32")
 
 import janus_jax.cache  # noqa: E402
+from janus_jax.cpu_threads import enough_cpu_threads  # noqa: E402
 
 janus_jax.cache.enable_compile_cache()
+enough_cpu_threads(8)
 
 if os.environ.get("JANUS_JAX_TYPECHECK", "1") != "0":
     from jaxtyping import install_import_hook

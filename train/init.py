@@ -7,9 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from janus_jax.config import JanusConfig, get_config
 from janus_jax.errors import InputError
@@ -124,12 +123,12 @@ def initial_parts(
       config: the preset; its `init` says `part=run`.
       run_dir: this run's directory; runs are looked for beside it.
       model: the architecture.
-      mesh: where the parameters go.
+      mesh: where the parameters go, but for the tokenizer's.
       wanted: parts to read, those that `init` does not name left out.
 
     Returns:
       For each part its parameters, a layer at a time as they are on disk; those of the tokenizer,
-      which every process uses by itself, whole on its first device.
+      which every process reads and uses by itself, on its default device.
 
     Raises:
       InputError: a run without a result, or without that part.
@@ -149,13 +148,11 @@ def initial_parts(
         missing = sorted(set(parts) - set(have))
         if missing:
             raise InputError(f"--init {missing[0]}={name}: that run has only {', '.join(have)}")
-        like = stored(nnx.State({part: shapes[part] for part in parts}), config)
-        where = param_shardings(like, mesh)
-        if "vq" in parts:
-            whole = NamedSharding(mesh, PartitionSpec())
-            where["vq"] = jax.tree.map(lambda _, to=whole: to, where["vq"])
-        found = restore_params(directory / "params", like, where, partial=True)
-        loaded |= {part: found[part] for part in parts}
-    if "vq" in loaded:
-        loaded["vq"] = jax.tree.map(lambda x: x.addressable_data(0), loaded["vq"])
+        # A process needs no other one to read the tokenizer.
+        own = [part for part in parts if part == "vq"]
+        for some in filter(None, (own, [part for part in parts if part != "vq"])):
+            like = stored(nnx.State({part: shapes[part] for part in some}), config)
+            where = None if some is own else param_shardings(like, mesh)
+            found = restore_params(directory / "params", like, where, partial=True)
+            loaded |= {part: found[part] for part in some}
     return loaded

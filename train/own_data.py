@@ -23,9 +23,11 @@ from flax import nnx
 from janus_jax.cli.common import progress_bar
 from janus_jax.config import JanusConfig
 from janus_jax.errors import InputError
+from janus_jax.hosts import by_first
 from janus_jax.manifest import read_json
 from janus_jax.models.janus import JanusModel
 from janus_jax.nn.layers import ShapesOnly
+from janus_jax.sharding import make_mesh
 from train import rundir
 from train.config import Mixture, TrainConfig
 from train.data.mixture import parse_data
@@ -39,7 +41,6 @@ from train.data.records.shards import open_records, read_manifest
 from train.data.records.sources import is_file_input
 from train.data.schedule import LengthTable, Schedule
 from train.init import Origin, find_origin, initial_parts
-from train.mesh import training_mesh
 
 # Rows are no longer than the published recipe's, and whole tiles of every attention kernel.
 LONGEST, TILE = 4096, 128
@@ -70,15 +71,9 @@ def resolve(config: TrainConfig, run_dir: Path) -> TrainConfig:
     files = tuple(name for name in config.data if is_file_input(name))
     if not files and not config.fit_to_data:
         return config
-    if files and jax.process_count() > 1:
-        raise InputError(
-            f"--data {' '.join(files)}: files are packed by one process",
-            "packed data sets where several processes train",
-            "run janus-jax data pack and janus-jax data encode first",
-        )
     origin = find_origin(config, run_dir)
     if files:
-        pack_files(files, config, origin, run_dir)
+        by_first(lambda: pack_files(files, config, origin, run_dir))
         own, rest = run_dir / "data", [name for name in config.data if name not in files]
         kept_out = [str(own / "heldout")] if _has_records(own / "heldout") else []
         config = dataclasses.replace(
@@ -89,7 +84,7 @@ def resolve(config: TrainConfig, run_dir: Path) -> TrainConfig:
     if not config.fit_to_data:
         return config
     if decided is None:
-        return fit(config, origin)
+        return fit(config, origin, run_dir)
     names = ("fit_to_data", "mixture", "batch_size", "length", "steps")
     return dataclasses.replace(config, **{name: getattr(decided, name) for name in names})
 
@@ -189,7 +184,8 @@ class _Encoder(nnx.Module):
 def _encode(
     packed: Path, out: Path, config: TrainConfig, model: JanusConfig, run_dir: Path
 ) -> None:
-    given = initial_parts(config, run_dir, model, training_mesh("fsdp=1"), {"vq"})
+    mesh = make_mesh({"fsdp": 1}, jax.local_devices()[:1])
+    given = initial_parts(config, run_dir, model, mesh, {"vq"})
     if "vq" not in given:
         raise InputError(
             "pictures to draw need image tokens, and the run has no tokenizer to make them",
@@ -208,7 +204,7 @@ def _encode(
         )
 
 
-def fit(config: TrainConfig, origin: Origin) -> TrainConfig:
+def fit(config: TrainConfig, origin: Origin, run_dir: Path) -> TrainConfig:
     """Samples of a step, row length and number of steps, as the data suggest them.
 
     Kinds are taken in the ratio of their numbers of samples, so that a pass over the data sees each
@@ -217,6 +213,7 @@ def fit(config: TrainConfig, origin: Origin) -> TrainConfig:
     Args:
       config: a run on packed data sets.
       origin: its tokenizer and image settings.
+      run_dir: keeps what was measured of data sets that cannot be written to.
 
     Raises:
       InputError: the data sets hold no usable sample.
@@ -230,7 +227,13 @@ def fit(config: TrainConfig, origin: Origin) -> TrainConfig:
     limit = config.length or LONGEST
     for kind in KINDS:
         found = [
-            load_lengths(s, kind, preparation, workers=config.data_workers)
+            load_lengths(
+                s,
+                kind,
+                preparation,
+                fallback=run_dir / "lengths",
+                workers=config.data_workers,
+            )
             for s in sets
             if kind in s.kinds
         ]

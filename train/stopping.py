@@ -9,7 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from janus_jax.hosts import Team, end, leave, team
+from janus_jax.hosts import end, leave, team
+from janus_jax.team import Team
 
 EXIT_PREEMPTED = 75
 

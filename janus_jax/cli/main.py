@@ -19,6 +19,7 @@ from janus_jax import __version__, hosts
 from janus_jax.cli import assemble, chat, convert, data, doctor, generate, plan, train
 from janus_jax.cli.common import end_quietly
 from janus_jax.cli.parsing import parse
+from janus_jax.cpu_threads import enough_cpu_threads
 from janus_jax.errors import InputError, RunFailed
 
 EXIT_FAILED = 1
@@ -129,6 +130,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         # hints of the compiler are no features of this processor. It is harmless, and it would bury
         # our own messages. What truly fails in XLA is raised as well as logged.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    enough_cpu_threads()
     # These parse their own flags, which only the trainer knows.
     handed_on = {"train": train, "plan": plan, "data": data}.get(words[0] if words else "")
     if handed_on is not None:

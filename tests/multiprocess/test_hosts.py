@@ -48,6 +48,14 @@ def agree():
     # The answer before is no answer to this question.
     assert not team.any(False)
     assert team.of_first(f"of {team.index}") == "of 0"
+    hosts._BUSY = 0.05  # it is asked several times in the work below
+
+    def work() -> str:
+        time.sleep(0.3)
+        return "done"
+
+    assert hosts.by_first(work) == ("done" if team.index == 0 else None)
+    assert team.any(team.index == 1)
     team.add("sum", team.index)
     hosts.wait("added")
     assert team.add("sum", 0) == 3
@@ -84,6 +92,26 @@ def fail(failing):
 @pytest.mark.parametrize("failing", [(0,), (2,), (0, 1, 2)], ids=["first", "last", "all"])
 def test_a_failure_ends_all_and_is_said_once(tmp_path, failing):
     statuses, said = ended(start(fail, tmp_path / "logs", failing), tmp_path / "logs", 30)
+    assert statuses == [2] * COUNT, said
+    assert [line for lines in said for line in lines] == ["why"]
+
+
+def fail_at_work():
+    """What the first one does for all fails: nobody waits for its end."""
+
+    def work():
+        raise InputError("why")
+
+    try:
+        hosts.by_first(work)
+    except InputError as error:
+        if hosts.leave(2):
+            print(error, file=sys.stderr)
+        hosts.end(2)
+
+
+def test_a_failure_of_the_one_that_works_for_all_ends_all(tmp_path):
+    statuses, said = ended(start(fail_at_work, tmp_path / "logs"), tmp_path / "logs", 30)
     assert statuses == [2] * COUNT, said
     assert [line for lines in said for line in lines] == ["why"]
 
@@ -149,6 +177,7 @@ def test_launchers_are_asked_where_they_may_have_started_others(monkeypatch, env
 
 
 def test_a_process_alone_is_the_first_and_waits_for_nobody(tmp_path):
+    assert hosts.by_first(lambda: "done") == "done"
     hosts.connect(HostsConfig(alone=True))
     hosts.connect(HostsConfig())  # no launcher here
     assert hosts.team() is None and hosts.is_first()

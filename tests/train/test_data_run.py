@@ -116,9 +116,11 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(debug_dir: Path, tmp_pat
     for resume in (False, True):
         with pytest.raises(MemoryError):
             run(settings, run_dir, resume=resume, overwrite=False)
-    write_set(folder, map(text, range(9)))
-    with pytest.raises(InputError, match=f"--data {folder}:2 does not hold what it held when"):
-        run(settings, run_dir, resume=True, overwrite=False)
+    # More records, and as many of the same sizes.
+    for others in (range(9), range(1, 9)):
+        write_set(folder, map(text, others))
+        with pytest.raises(InputError, match=f"--data {folder}:2 does not hold what it held when"):
+            run(settings, run_dir, resume=True, overwrite=False)
     with pytest.raises(MemoryError):
         run(settings, run_dir, resume=False, overwrite=True)
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from janus_jax.errors import InputError, RunFailed
-from janus_jax.hosts import team
+from janus_jax.hosts import by_first, team
 from train.data.packing import Kind
 from train.data.records.prepare import Preparation
 from train.data.records.record import Record
@@ -119,26 +119,14 @@ def load_lengths(
     folders = [data.directory / "lengths", *([fallback] if fallback else [])]
     paths = [folder / f"{kind}-{name}.npz" for folder in folders]
     found, others = _read(paths, len(records)), team()
-    if others is None:
-        return found or _measured(paths, records, kind, preparation, workers, progress)
-    missing = others.any(found is None)
-    if found is not None and not missing:
-        return found
-    if others.index:
-        # While process 0 measures it says so again and again: no wait is longer than a chunk takes.
-        while others.any(False):
-            pass
-        found = found or _read(paths, len(records))  # none where every host has files of its own
+
+    def measured() -> Lengths:
         return found or _measured(paths, records, kind, preparation, workers, progress)
 
-    def busy(done: int, size: int) -> None:
-        others.any(True)
-        if progress:
-            progress(done, size)
-
-    found = found or _measured(paths, records, kind, preparation, workers, busy)
-    others.any(False)
-    return found
+    if others is None or not others.any(found is None):
+        return measured()
+    # Nothing is read after it where every host has files of its own.
+    return by_first(measured) or found or _read(paths, len(records)) or measured()
 
 
 def _measured(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from janus_jax import hosts
 from janus_jax.errors import InputError
 from tests.train.data.records.sets import (
     PREPARATION,
@@ -136,7 +137,8 @@ def measured_by(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> 
         return load_lengths(open_records(folders[index]), "text", PREPARATION).tokens.tolist()
 
     with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
-        patch.setattr(lengths_module, "team", lambda: mine.member)
+        for module in (hosts, lengths_module):
+            patch.setattr(module, "team", lambda: mine.member)
         patch.setattr(lengths_module, "_CHUNK", 3)
         patch.setattr(Preparation, "measure", counted)
         first, second = pool.map(process, (0, 1))
