@@ -155,25 +155,3 @@ def test_a_device_without_room_is_no_damage(saved, monkeypatch):
         with pytest.raises(RunFailed, match=r"cannot be read now .*Out of memory"):
             restore(saved, fall_back=True)
     assert same(restore(saved), state(NEWEST))
-
-
-def test_killed_while_old_steps_are_deleted(saved, sound):
-    """A deletion takes one file after another; cut short anywhere, the newer step is the newest."""
-    moments = random.Random(0)
-    old = sorted(path for path in (sound / str(KEPT)).rglob("*") if path.is_file())
-    for _ in range(6):
-        for path in moments.sample(old, moments.randrange(1, len(old) + 1)):
-            (saved / path.relative_to(sound)).unlink()
-        checkpoints = Checkpoints(saved)
-        assert checkpoints.latest() == NEWEST
-        assert same(checkpoints.restore(state(0)), state(NEWEST))
-        checkpoints.save(8, state(8))
-        checkpoints.close()
-        assert same(restore(saved), state(8))
-        # What was half deleted goes, or is among the newest two no longer than one more save.
-        checkpoints = Checkpoints(saved)
-        checkpoints.save(10, state(10))
-        checkpoints.close()
-        assert sorted(int(path.name) for path in saved.iterdir()) == [8, 10]
-        shutil.rmtree(saved)
-        shutil.copytree(sound, saved)

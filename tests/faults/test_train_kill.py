@@ -1,14 +1,17 @@
 """Runs killed with -9 at random moments, and gone on with each time: to the bit as if never killed.
 
 The moments are spread over the whole life of a process: its start, steps, saves (while a step's
-temporary directory is there), deletions of old steps (while there is one too many), and its end.
+temporary directory is there), and deletions of old steps (while one is there in part).
 """
 
 import json
+import os
 import random
+import re
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +23,11 @@ from tests.train.runs import checkpoint, metrics, params, tiny
 from train.presets import PRESETS
 
 STAGES = ("emoji-stage1", "emoji-stage2", "emoji-stage3")
-KILLS = 20
-STEPS = 50
+# What a process is in the midst of when it is killed.
+KILLS = [*4 * ["start"], *4 * ["step"], *8 * ["save"], *4 * ["deletion"]]
+STEPS = 32
+# Files of every step.
+OF_A_STEP = ("_CHECKPOINT_METADATA", "record/metadata", "state/_METADATA", "state/manifest.ocdbt")
 WITHIN = 300  # seconds after which a process is taken to hang
 
 
@@ -49,6 +55,7 @@ class Chain:
         self.run_dir, self._marks, self._log = root / "run", root, root / "log"
         self._arguments = arguments(name, self.run_dir, parts)
         self._checkpoints = self.run_dir / "checkpoints"
+        self.resumed, self.hits = 0, Counter()
 
     def start(self):
         process = forkserver().Process(
@@ -59,35 +66,56 @@ class Chain:
 
     def finish(self) -> None:
         """Lets a process come to the end."""
+        newest, before = self.newest(), len(self.said())
         process = self.start()
         process.join(WITHIN)
         assert process.exitcode == 0, self.said()
+        assert resumed(self.said()[before:]) == newest
 
-    def killed(self, moments: random.Random) -> bool:
-        """Starts a process and kills it at a random moment; whether it was still running."""
-        before = self._steps()
-        wait: dict[str, Callable[[], bool]] = {
+    def killed(self, kind: str, moments: random.Random) -> None:
+        """Starts a process and kills it at a random moment; counts what it was in the midst of.
+
+        What it has gone on from must be the newest step that the kill before it has left.
+        """
+        newest, said = self.newest(), len(self.said())
+        saving, deleting = self._saving(), self._deleting()
+        there: Callable[[], bool] = {
             "start": lambda: True,
-            "step": lambda: self._steps() != before,
-            "save": lambda: self._saving() and self._steps() != before,
-            "deletion": lambda: len(self._steps()) > 2,
-        }
-        kind = moments.choice(["start", "step", "step", "save", "save", "save", "deletion"])
-        longest = {"start": 2.0, "step": 0.2, "save": 0.02, "deletion": 0.005}[kind]
+            "step": lambda: self.newest() != newest,
+            "save": lambda: bool(self._saving() - saving),
+            "deletion": lambda: bool(self._deleting() - deleting),
+        }[kind]
+        delay = moments.uniform(0, {"start": 2, "step": 0.1, "save": 0.02, "deletion": 0}[kind])
         process = self.start()
+        assert process.pid is not None
         end = time.monotonic() + WITHIN
-        while process.is_alive() and not wait[kind]():
-            assert time.monotonic() < end, self.said()
-            time.sleep(0.0005)
-        time.sleep(moments.uniform(0, longest))
+        # Looking often would take the time of the processes; not before the first save.
+        while kind != "start" and not self._saving() - saving and self.newest() == newest:
+            assert process.is_alive() and time.monotonic() < end, self.said()
+            time.sleep(0.005)
+        while True:
+            assert process.is_alive() and time.monotonic() < end, self.said()
+            if there():
+                time.sleep(delay)
+                # Held, so that what is seen is what the kill hits.
+                os.kill(process.pid, signal.SIGSTOP)
+                if there():
+                    break
+                os.kill(process.pid, signal.SIGCONT)
+            time.sleep(0.0003)
         process.kill()
         process.join(WITHIN)
-        assert process.exitcode in (-signal.SIGKILL, 0), self.said()
-        return process.exitcode != 0
+        assert process.exitcode == -signal.SIGKILL, self.said()
+        found = resumed(self.said()[said:])
+        # Killed early, it may not have come to the line.
+        assert found == newest or (kind == "start" and found is None), (kind, found, newest)
+        self.resumed += found is not None
+        self.hits["save"] += bool(self._saving() - saving)
+        self.hits["deletion"] += bool(self._deleting() - deleting)
 
     def said(self) -> str:
         """What the processes printed."""
-        return self._log.read_text()
+        return self._log.read_text() if self._log.exists() else ""
 
     def samples(self) -> dict[int, list[str]]:
         """The samples of every step that was read; each time the same."""
@@ -97,17 +125,35 @@ class Chain:
             assert found.setdefault(step, ids) == ids
         return found
 
-    def _names(self) -> list[str]:
+    def newest(self) -> int | None:
+        """The newest committed step."""
+        return max((int(name) for name in self._names() if name.isdigit()), default=None)
+
+    def _names(self) -> set[str]:
         try:
-            return [path.name for path in self._checkpoints.iterdir()]
+            return {path.name for path in self._checkpoints.iterdir()}
         except FileNotFoundError:
-            return []
+            return set()
 
-    def _steps(self) -> set[str]:
-        return {name for name in self._names() if name.isdigit()}
+    def _saving(self) -> set[str]:
+        """Steps that are being written, or were when a process was killed."""
+        return {name for name in self._names() if ".orbax-checkpoint-tmp" in name}
 
-    def _saving(self) -> bool:
-        return any("tmp" in name for name in self._names())
+    def _deleting(self) -> set[str]:
+        """Steps that are there in part: they are being deleted, or were."""
+        steps = {name for name in self._names() if name.isdigit()}
+        return {
+            step
+            for step in steps
+            if not all((self._checkpoints / step / file).exists() for file in OF_A_STEP)
+        }
+
+
+def resumed(said: str) -> int | None:
+    """The step that a process says it went on from; None: it began anew, or has said nothing."""
+    steps = re.findall(r"resumed from step (\d+), saved ", said)
+    assert len(steps) <= 1, said
+    return int(steps[0]) if steps else None
 
 
 def assert_same(found: Chain, want: Chain) -> None:
@@ -126,11 +172,13 @@ def kill_and_compare(name: str, root: Path, parts: Path) -> None:
     whole, chain = Chain(name, root / "whole", parts), Chain(name, root / "killed", parts)
     whole.finish()
     moments = random.Random(name)
-    kills = 0
-    while kills < KILLS:
-        kills += chain.killed(moments)
+    assert len(KILLS) == 20
+    for kind in moments.sample(KILLS, len(KILLS)):
+        chain.killed(kind, moments)
         assert not (chain.run_dir / "done").exists(), "the run is too short for so many kills"
         assert "Traceback" not in chain.said(), chain.said()
+    assert chain.hits["save"] >= 4 and chain.hits["deletion"] >= 2, chain.hits
+    assert chain.resumed >= 8
     chain.finish()
     # The newest two, and nothing that a killed save left.
     assert sorted(p.name for p in (chain.run_dir / "checkpoints").iterdir()) == [
