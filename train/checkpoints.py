@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,12 @@ class Checkpoints:
         try:
             self.check_finished()
         finally:
+            # Without a save Orbax waits for its cleaning by nobody, and where Python ends in the
+            # midst of it, prints a traceback. Not public, but there is no other way to it.
+            cleaning = getattr(self._manager, "_cleanup_tmp_directory_future", None)
+            if cleaning is not None:
+                with suppress(Exception):  # what could not be cleaned is cleaned by the next run
+                    cleaning.result()
             self._manager.close()
 
     def _read(

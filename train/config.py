@@ -229,6 +229,11 @@ class TrainConfig:
         least |= dict(preview_every=0, shift_pixels=0, seed=0, text_loss_weight=0)
         least |= dict(length=1, rows=0, accumulate=1, loss_chunk=1)
         if self.fit_to_data:
+            if self.mixture != Mixture():
+                raise InputError(
+                    "--mixture with --fit-to-data, which takes kinds in the ratio of the data",
+                    "no --mixture, or --no-fit-to-data with it",
+                )
             least |= dict(steps=0, length=0, epochs=0)
         for name, low in least.items():
             _check(name, getattr(self, name), getattr(self, name) >= low, f"at least {low}")

@@ -32,6 +32,7 @@ from train import rundir
 from train.config import Mixture, TrainConfig
 from train.data.mixture import parse_data
 from train.data.packing import KINDS, Kind
+from train.data.record_source import check_codes
 from train.data.records.encode import encode
 from train.data.records.lengths import load_lengths
 from train.data.records.pack import PackSettings, pack
@@ -125,9 +126,10 @@ def pack_files(files: tuple[str, ...], config: TrainConfig, origin: Origin, run_
         with progress_bar("packing") as progress:
             pack(
                 # The limit is the run's, checked below.
-                PackSettings(files, config.captions, max_broken=1.0),
+                PackSettings(files, config.captions),
                 packed,
                 workers=config.data_workers,
+                max_broken=1.0,
                 progress=progress,
             )
         _list_broken(packed, root / "broken.jsonl", config)
@@ -163,7 +165,7 @@ def _list_broken(packed: Path, path: Path, config: TrainConfig) -> None:
     if len(broken) > (limit * total if limit < 1 else limit):
         first = broken[0]
         raise InputError(
-            f"{what}, --max-bad-samples is {limit:g}; the first: {first['id']}: {first['reason']} "
+            f"{what}, --max-bad-samples is {limit:g}; the first: {first['id']}: {first['reason']}: "
             f"{first['detail']}",
             fix=f"raise --max-bad-samples and add --resume, or repair those that {path} lists and "
             "add --overwrite",
@@ -226,6 +228,7 @@ def fit(config: TrainConfig, origin: Origin, run_dir: Path) -> TrainConfig:
     sets = [open_records(s.directory) for s in parse_data(config.data)]
     limit = config.length or LONGEST
     for kind in KINDS:
+        holders = [s for s in sets if kind in s.kinds]
         found = [
             load_lengths(
                 s,
@@ -234,19 +237,26 @@ def fit(config: TrainConfig, origin: Origin, run_dir: Path) -> TrainConfig:
                 fallback=run_dir / "lengths",
                 workers=config.data_workers,
             )
-            for s in sets
-            if kind in s.kinds
+            for s in holders
         ]
+        for s, lengths in zip(holders, found, strict=True):
+            check_codes(s, lengths)
         tokens = np.concatenate([f.tokens for f in found]) if found else np.zeros(0, np.int32)
         usable = tokens[(tokens > 0) & (tokens <= limit)]
         if len(usable):
             tables[kind] = LengthTable(usable)
+        elif len(tokens):
+            print(
+                f"{config.name}: none of the {len(tokens):,} {kind} samples can be used in rows of "
+                f"{limit}; it trains without them",
+                file=sys.stderr,
+            )
     counts: dict[Kind, int] = {kind: len(table.tokens) for kind, table in tables.items()}
     total = sum(counts.values())
     if not total:
         raise InputError(
             f"--data {' '.join(config.data)}: none of the samples can be used in rows of {limit}",
-            fix="see broken.jsonl and `janus-jax data inspect`",
+            fix="see what `janus-jax data inspect` says of them",
         )
     samples = shares(counts, min(max(config.batch_size, 1), total))
     batch = sum(samples.values())

@@ -74,7 +74,8 @@ def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool
       resume: go on with the run that is there, if it has the same config.
       overwrite: delete what the run that is there has written.
 
-    A run that goes on with other settings of those in `FREE` has them written down.
+    A run that goes on with other settings of those in `FREE` has them written down. One that has
+    not made a step needs no flag; nor do other settings of it, if no files were packed for it.
 
     Raises:
       InputError: a run is there and neither flag is given, or one of another config (lists the
@@ -93,11 +94,6 @@ def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool
     if not record.exists():
         write_json(record, content)
         return
-    if not resume:
-        raise InputError(
-            f"--run-dir {run_dir} already holds a run",
-            fix="add --resume to go on with it, or --overwrite to start again",
-        )
     there = read_json(record)
     settled = {key: there.pop(key) for key in (RESOLVED, DIGESTS) if key in there}
     found, wanted = _dotted(there), _dotted(content)
@@ -106,6 +102,17 @@ def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool
         for key in sorted(found.keys() | wanted.keys())
         if found.get(key) != wanted.get(key) and not key.startswith(FREE)
     ]
+    # A start that ended before the first step, for a flag that was wrong, is in nobody's way.
+    fresh = not _has_begun(run_dir)
+    if different and fresh and not (run_dir / "data").exists():
+        _delete_run(run_dir)
+        write_json(record, content)
+        return
+    if not resume and (different or not fresh):
+        raise InputError(
+            f"--run-dir {run_dir} already holds a run",
+            fix="add --resume to go on with it, or --overwrite to start again",
+        )
     if different:
         raise InputError(
             f"--run-dir {run_dir} holds a run of another config ({'; '.join(different)})",
@@ -113,6 +120,16 @@ def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool
         )
     if found != wanted:
         write_json(record, content | settled)
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether a run has made a step, or measured what was there before the first."""
+    metrics, saved = run_dir / "metrics.jsonl", run_dir / "checkpoints"
+    return (
+        is_finished(run_dir)
+        or (metrics.exists() and metrics.stat().st_size > 0)
+        or (saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir()))
+    )
 
 
 def _is_run(record: Path) -> bool:

@@ -83,7 +83,7 @@ def test_odd_pictures_become_their_samples_and_broken_ones_are_counted(tmp_path:
     assert MAX_PIXELS < 9000 * 9000 and (tmp_path / "bomb.png").stat().st_size < 20_000
     lines = [{"id": name, "image": name, "turns": turns(0)} for name in (*GOOD, *BAD)]
     inputs = (str(write_jsonl(tmp_path / "in.jsonl", [*lines])),)
-    manifest = pack(PackSettings(inputs, max_broken=0.5), tmp_path / "out", workers=1)
+    manifest = pack(PackSettings(inputs), tmp_path / "out", workers=1, max_broken=0.5)
 
     records = {r.id: r for r in open_records(tmp_path / "out").kinds["understanding"]}
     assert list(records) == list(GOOD)

@@ -43,6 +43,7 @@ def test_batches_hold_exactly_the_mixture():
     [
         ("emoji-stage2", {"batch_size": 31}, "--batch-size 31"),
         ("emoji-stage2", {"mixture": Mixture()}, "--batch-size"),
+        ("finetune", {"mixture": Mixture(text=1)}, "--mixture"),
         ("emoji-stage2", {"trainable": ()}, "--trainable"),
         ("emoji-stage2", {"trainable": ("llm", "vq")}, "--trainable llm vq"),
         ("emoji-vq", {"trainable": ("llm",)}, "--trainable llm"),

@@ -1,16 +1,24 @@
 """What a run on somebody's own data is fitted to."""
 
-import dataclasses
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from janus_jax.config import DEBUG
+from janus_jax.errors import InputError
+from tests import debug_model
+from tests.processing.fakes import emoji_like
+from tests.train.data.records.sets import generation, picture, text, understanding, write_set
 from tests.train.runs import tiny
 from train import rundir
+from train.config import Mixture
 from train.data.schedule import LengthTable, Schedule
-from train.own_data import resolve, row_length, shares
+from train.init import Origin
+from train.own_data import fit, resolve, row_length, shares
 
 
 def test_what_was_left_to_the_device_stays_where_a_run_goes_on_on_another(tmp_path, monkeypatch):
@@ -22,12 +30,39 @@ def test_what_was_left_to_the_device_stays_where_a_run_goes_on_on_another(tmp_pa
         assert resolved.compute_dtype == "float32"
         rundir.settle(tmp_path, resolved, [])
         # How it is watched may change, and changes nothing of it.
-        asked = dataclasses.replace(asked, log_every=7)
+        asked = replace(asked, log_every=7)
         rundir.prepare(asked, tmp_path, resume=True, overwrite=False)
     assert rundir.read_config(tmp_path) == asked
-    assert rundir.read_resolved(tmp_path) == dataclasses.replace(asked, compute_dtype="float32")
+    assert rundir.read_resolved(tmp_path) == replace(asked, compute_dtype="float32")
     rundir.prepare(asked, tmp_path, resume=False, overwrite=True)
     assert resolve(asked, tmp_path).compute_dtype == "bfloat16"
+
+
+ORIGIN = Origin(DEBUG, emoji_like(), debug_model.processor(DEBUG))
+
+
+def fitted(folder: Path, tmp_path: Path, **changes):
+    config = tiny("finetune", data=(str(folder),), init=("emoji",), batch_size=16, **changes)
+    return fit(config, ORIGIN, tmp_path)
+
+
+def test_pictures_to_draw_that_are_not_encoded_are_refused(tmp_path):
+    """They would be left out of every step."""
+    records = [text(i) for i in range(4)] + [replace(generation(i), codes=None) for i in range(4)]
+    folder = write_set(tmp_path / "set", records)
+    with pytest.raises(InputError, match="its generation records have no image tokens; fix: run"):
+        fitted(folder, tmp_path)
+
+
+def test_a_kind_without_a_usable_sample_is_said(tmp_path, capsys):
+    folder = write_set(tmp_path / "set", [*map(text, range(4)), text(4, rounds=40)])
+    assert fitted(folder, tmp_path).mixture == Mixture(text=5)
+    mixed = [understanding(i, images=(picture(i),)) for i in range(3)]
+    folder = write_set(tmp_path / "mixed", [*mixed, text(4, rounds=40)])
+    assert fitted(folder, tmp_path, length=128).mixture == Mixture(understanding=3)
+    assert capsys.readouterr().err == (
+        "finetune: none of the 1 text samples can be used in rows of 128; it trains without them\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,51 @@ def test_how_a_run_is_watched_may_change_when_it_goes_on(tmp_path):
     watched = dataclasses.replace(CONFIG, profile=ProfileConfig("10:15"), max_bad_samples=7)
     with rundir.locked(tmp_path):
         rundir.prepare(watched, tmp_path, resume=True, overwrite=False)
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     record = rundir.read_json(tmp_path / "config.json")
     assert record["profile"] == {"steps": "10:15"} and record["max_bad_samples"] == 7
     with rundir.locked(tmp_path), pytest.raises(InputError, match="seed: 0 there, 1 here"):
         other = dataclasses.replace(watched, seed=1)
         rundir.prepare(other, tmp_path, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_start_that_made_no_step_is_in_nobody_s_way(tmp_path, resume):
+    prepare(tmp_path)
+    rundir.settle(tmp_path, CONFIG, ["digest"])
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(parents=True)
+    before = (tmp_path / "config.json").read_text()
+    prepare(tmp_path, resume=resume)
+    assert (tmp_path / "config.json").read_text() == before
+    (tmp_path / "tokenizer.json").touch()  # of another model
+    other = dataclasses.replace(CONFIG, seed=1)
+    with rundir.locked(tmp_path):
+        rundir.prepare(other, tmp_path, resume=resume, overwrite=False)
+    assert rundir.read_json(tmp_path / "config.json")["seed"] == 1
+    assert "digest" not in (tmp_path / "config.json").read_text()
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("made", ["metrics.jsonl", "checkpoints/4", "done"])
+def test_a_run_that_has_begun_is_kept(tmp_path, made):
+    prepare(tmp_path)
+    (tmp_path / made).parent.mkdir(exist_ok=True)
+    (tmp_path / made).write_text('{"step": 1}\n')
+    for config in (CONFIG, dataclasses.replace(CONFIG, seed=1)):
+        with rundir.locked(tmp_path), pytest.raises(InputError, match="already holds a run"):
+            rundir.prepare(config, tmp_path, resume=False, overwrite=False)
+    assert rundir.read_config(tmp_path) == CONFIG
+
+
+def test_files_that_were_packed_are_not_thrown_away_for_other_settings(tmp_path):
+    prepare(tmp_path)
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    prepare(tmp_path)
+    with rundir.locked(tmp_path), pytest.raises(InputError, match="already holds a run"):
+        other = dataclasses.replace(CONFIG, seed=1)
+        rundir.prepare(other, tmp_path, resume=False, overwrite=False)
+    assert (tmp_path / "data" / "train").exists()
 
 
 def test_overwriting_deletes_what_the_run_has_written_and_nothing_else(tmp_path):

@@ -233,7 +233,7 @@ def open_source(
             for s, _ in holders
         ]
         for (s, _), found in zip(holders, lengths, strict=True):
-            _check_codes(s, found)
+            check_codes(s, found)
             broken += _broken(s, kind, found, length)
         parts[kind] = _parts(kind, [s for s, _ in holders])
         tables[kind] = _table(lengths, [weight for _, weight in holders], length)
@@ -274,7 +274,16 @@ def _table(
     return LengthTable(tokens, targets, tuple(sources)), pictures
 
 
-def _check_codes(data: RecordSet, lengths: Lengths) -> None:
+def check_codes(data: RecordSet, lengths: Lengths) -> None:
+    """Refuses pictures to draw that are no image tokens yet.
+
+    Args:
+      data: a data set.
+      lengths: of its generation records, or of another kind.
+
+    Raises:
+      InputError: not one of them has image tokens.
+    """
     missing = sum(broken["reason"] == "no image tokens" for broken in lengths.broken)
     if missing and missing == len(lengths.tokens):
         name = str(data.directory)

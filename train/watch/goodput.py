@@ -18,7 +18,9 @@ from typing import Any, Literal
 
 from train.rundir import write_json
 
-Cause = Literal["init", "compile", "data_wait", "checkpoint", "evaluation", "repeated_steps"]
+Cause = Literal[
+    "init", "compile", "data_wait", "checkpoint", "evaluation", "profile", "repeated_steps"
+]
 
 PRODUCTIVE = "productive"
 _REMEMBERED = 4  # checkpoints whose time is remembered; at least those that are kept

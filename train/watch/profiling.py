@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,25 @@ class Profiler:
     Args:
       config: which steps.
       directory: gets `plugins/profile/TIME/`.
+      lost: entered while the trace is begun and written, which may take longer than the steps.
     """
 
-    def __init__(self, config: ProfileConfig, directory: Path):
+    def __init__(
+        self,
+        config: ProfileConfig,
+        directory: Path,
+        lost: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ):
         self._window = config.window()
         self._directory = directory
+        self._lost = lost
         self._running = False
 
     def before(self, step: int) -> None:
         """Called before `step`, counted from 1, is started."""
         if self._window and self._window[0] <= step <= self._window[1] and not self._running:
-            jax.profiler.start_trace(str(self._directory))
+            with self._lost():
+                jax.profiler.start_trace(str(self._directory))
             self._running = True
 
     def after(self, step: int, results: Any) -> None:
@@ -44,4 +54,5 @@ class Profiler:
         """Writes what has been traced of a run that ends early."""
         if self._running:
             self._running = False
-            jax.profiler.stop_trace()
+            with self._lost():
+                jax.profiler.stop_trace()

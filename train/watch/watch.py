@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -70,7 +71,9 @@ class Watch:
             loggers=self._loggers,
         )
         self._bad_steps = BadSteps(directory / "bad_steps.jsonl", guard, ids, start)
-        self._profiler = Profiler(profile, directory / "profile")
+        self._profiler = Profiler(
+            profile, directory / "profile", functools.partial(goodput.lost, "profile")
+        )
         self._watchdog = Watchdog(
             watch.watchdog_seconds, own_file(directory / "stacks.txt"), ends=watch.watchdog_ends
         )

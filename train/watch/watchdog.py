@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_HUNG = 1
+# The first step takes so many times as long: it is compiled.
+FIRST = 4
 
 
 class Watchdog:
     """Dumps the stacks of all threads when no step has ended for too long.
 
-    It sleeps until the first `beat`, so the first compilation is never taken for a hang. The stacks
-    go to stderr and to a file; each hang is reported once.
+    The stacks go to stderr and to a file; each hang is reported once.
 
     Args:
-      seconds: how long is too long; 0 never reports.
+      seconds: how long is too long, until the first `beat` `FIRST` times that; 0 never reports.
       path: the file; appended to.
       ends: end the process after a report, with status 1.
     """
@@ -29,7 +30,8 @@ class Watchdog:
     def __init__(self, seconds: float, path: Path, *, ends: bool = False):
         self._seconds, self._path, self._ends = seconds, path, ends
         self._step = 0
-        self._last: float | None = None
+        self._limit = FIRST * seconds
+        self._last: float | None = time.monotonic()
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -40,7 +42,7 @@ class Watchdog:
     def beat(self, step: int) -> None:
         """Says that `step` steps have been made."""
         with self._lock:
-            self._step, self._last = step, time.monotonic()
+            self._step, self._last, self._limit = step, time.monotonic(), self._seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -50,8 +52,8 @@ class Watchdog:
         try:
             yield
         finally:
-            if watching:
-                self.beat(self._step)
+            with self._lock:
+                self._last = time.monotonic() if watching else None
 
     def close(self) -> None:
         """Ends the thread."""
@@ -64,7 +66,7 @@ class Watchdog:
             with self._lock:
                 waited = 0.0 if self._last is None else time.monotonic() - self._last
                 step = self._step
-                if waited < self._seconds:
+                if waited < self._limit:
                     continue
                 self._last = None  # said once; the next beat watches again
             self._report(step, waited)

@@ -1,5 +1,7 @@
 """Profiles: which steps, and that a trace is there."""
 
+from contextlib import contextmanager
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -33,6 +35,17 @@ def test_the_window_is_traced_once(calls, tmp_path):
     profiler = Profiler(ProfileConfig("3:4"), tmp_path)
     assert steps(profiler, 1, 6) == [False, False, True, True, False, False]
     assert calls == [f"start {tmp_path}", "stop"]
+
+
+def test_beginning_and_writing_a_trace_is_lost_time(calls, tmp_path):
+    @contextmanager
+    def lost():
+        calls.append("lost")
+        yield
+        calls.append("not lost")
+
+    steps(Profiler(ProfileConfig("2:2"), tmp_path, lost), 1, 3)
+    assert calls == ["lost", f"start {tmp_path}", "not lost", "lost", "stop", "not lost"]
 
 
 def test_a_resumed_or_short_run_traces_its_part_of_the_window(calls, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from janus_jax.errors import InputError
 from train.watch.config import WatchConfig
-from train.watch.watchdog import Watchdog
+from train.watch.watchdog import FIRST, Watchdog
 
 SECONDS = 0.2
 
@@ -38,6 +38,16 @@ def test_each_hang_is_reported(tmp_path):
         time.sleep(3 * SECONDS)
     watchdog.close()
     assert [f"after step {step}" in path.read_text() for step in (1, 2)] == [True, True]
+
+
+def test_a_run_that_never_makes_its_first_step_is_reported(tmp_path):
+    path = tmp_path / "stacks.txt"
+    watchdog = Watchdog(SECONDS, path)
+    with watchdog.paused():
+        pass
+    time.sleep(2 * FIRST * SECONDS)
+    watchdog.close()
+    assert path.read_text().count("after step 0") == 1
 
 
 def test_steps_the_first_compilation_and_pauses_are_no_hang(tmp_path):

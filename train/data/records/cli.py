@@ -157,12 +157,13 @@ def _pack(options: Pack) -> None:
         raise InputError(f"--workers is {options.workers}", "1 or more")
     if not 0 <= options.max_broken <= 1:
         raise InputError(f"--max-broken is {options.max_broken}", "a share from 0 to 1")
-    settings = PackSettings(options.inputs, options.captions, options.max_broken)
+    settings = PackSettings(options.inputs, options.captions)
     with progress_bar("packing") as progress:
         manifest = pack(
             settings,
             options.out,
             workers=options.workers,
+            max_broken=options.max_broken,
             overwrite=options.overwrite,
             progress=progress,
         )

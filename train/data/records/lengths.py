@@ -77,9 +77,6 @@ def read_record(records: Shards, number: int, kind: Kind) -> Record:
         except MemoryError:
             raise
         except Exception as error:
-            # Riegeli has no type of its own for a wrong checksum.
-            if isinstance(error, RuntimeError) and "orrupted" in str(error):
-                raise BrokenRecord(name, "record cannot be read", str(error)) from error
             if wait is None:
                 raise RunFailed(
                     f"{name} cannot be read, asked {len(_WAITS) + 1} times in {sum(_WAITS)} s "

@@ -31,12 +31,10 @@ class PackSettings:
     Attributes:
       inputs: files, patterns or directories.
       captions: what a picture with a caption is for.
-      max_broken: largest share of broken records that is accepted, of all records.
     """
 
     inputs: tuple[str, ...]
     captions: Captions = "generation"
-    max_broken: float = 0.01
 
 
 def pack(
@@ -44,6 +42,7 @@ def pack(
     out: Path,
     *,
     workers: int,
+    max_broken: float = 0.01,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -53,6 +52,8 @@ def pack(
       settings: what to pack.
       out: directory of the data set.
       workers: processes.
+      max_broken: largest share of broken records that is accepted, of all records. A higher one
+        makes no other data set: the call goes on.
       overwrite: delete a data set that is there.
       progress: called with (units done, units in all).
 
@@ -74,7 +75,7 @@ def pack(
         if progress:
             progress(done, len(units))
     results = [read_json(_unit_file(out, i)) for i in range(len(units))]
-    _check_broken(results, settings.max_broken)
+    _check_broken(results, max_broken, out / "units" / "*.json")
     return write_manifest(out, results, source=list(settings.inputs), captions=settings.captions)
 
 
@@ -136,11 +137,11 @@ def _bad_picture(record: Record) -> BrokenRecord | None:
         try:
             load_image(data)
         except InputError as error:
-            return BrokenRecord(record.id, "picture cannot be decoded", str(error))
+            return BrokenRecord(record.id, "picture cannot be decoded", error.what)
     return None
 
 
-def _check_broken(units: list[dict[str, Any]], limit: float) -> None:
+def _check_broken(units: list[dict[str, Any]], limit: float, listed: Path) -> None:
     broken = [entry for unit in units for entry in unit["broken"]]
     good = sum(shard["records"] for unit in units for shard in unit["shards"].values())
     if not good:
@@ -154,5 +155,5 @@ def _check_broken(units: list[dict[str, Any]], limit: float) -> None:
         raise InputError(
             f"{len(broken)} of {good + len(broken)} records are broken ({share:.1%}): {first}",
             f"at most {limit:.1%} (--max-broken)",
-            "repair them, or raise --max-broken; all are listed in units/*.json",
+            f"repair them and add --overwrite, or raise --max-broken; all are listed in {listed}",
         )

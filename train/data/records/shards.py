@@ -14,7 +14,8 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,26 @@ class ShardWriter:
     def write(self, record: Record) -> None:
         """Adds a record."""
         content = record.to_bytes()
-        self._writer.write(content)
+        with self._writable():
+            self._writer.write(content)
         self._digest.update(content)
         self.records += 1
 
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """Says in one line that a disk is full, which is all that goes wrong with a good one."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise InputError(
+                f"shard {str(self.path)!r} cannot be written ({_first_clause(error)})",
+                fix="make room or mend the disk, then run the same command again",
+            ) from error
+
     def publish(self) -> dict[str, Any]:
         """Closes the shard and puts it in place; returns its entry of the manifest."""
-        self._writer.close()
+        with self._writable():
+            self._writer.close()
         self._working.replace(self.path)
         return {
             "file": f"{self.path.parent.name}/{self.path.name}",
@@ -107,7 +121,22 @@ class Shards(Sequence[Record]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"{self._name} has {len(self)} records, not a number {index}")
-        return Record.from_bytes(self._source[index], self.name_of(index))
+        name = self.name_of(index)
+        try:
+            content = self._source[index]
+        except RuntimeError as error:
+            # Riegeli has no type of its own for a wrong checksum.
+            if "orrupted" not in str(error):
+                raise
+            raise InputError(
+                f"{name} is damaged ({_first_clause(error)})", fix="pack the data again"
+            ) from error
+        return Record.from_bytes(content, name)
+
+
+def _first_clause(error: RuntimeError) -> str:
+    """What went wrong; Riegeli tells at length where, too."""
+    return str(error).partition(";")[0]
 
 
 def _open(paths: Sequence[Path]) -> ArrayRecordDataSource:

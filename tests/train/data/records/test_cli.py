@@ -1,6 +1,7 @@
 """`janus-jax data`, from files to a data set with image tokens."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -76,6 +77,20 @@ def test_encode_adds_the_models_own_codes_and_goes_on_after_a_stop(
     assert (out / "generation/00000.array_record").stat().st_mtime_ns == before
     with pytest.raises(InputError, match="begun with other inputs or settings"):
         main(["encode", str(packed), "--out", str(out), "--model", "debug", "--keep-images"])
+
+
+def test_a_flipped_bit_is_named_by_inspect_and_encode(packed: Path, tmp_path: Path, capsys):
+    damaged = Path(shutil.copytree(packed, tmp_path / "set"))
+    (shard,) = (damaged / "generation").iterdir()
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"picture number 3")] ^= 1
+    shard.write_bytes(content)
+    assert main(["inspect", str(damaged), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)["kinds"]["generation"]
+    [(name, reason)] = report["unreadable"].items()
+    assert name == "generation[3]" and f"{damaged}/generation[3] is damaged (" in reason
+    with pytest.raises(InputError, match=r"generation\[3\] is damaged \(.*pack the data again"):
+        main(["encode", str(damaged), "--out", str(tmp_path / "codes"), "--model", "emoji"])
 
 
 def test_encode_over_a_mesh_gives_the_same_codes(packed: Path, tmp_path: Path):

@@ -1,4 +1,5 @@
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,7 @@ from train.data.records.shards import open_records
 
 
 def run(inputs: list[Path], out: Path, **options):
-    limits = {"max_broken": options.pop("max_broken", 0.01)}
-    settings = PackSettings(
-        tuple(map(str, inputs)), options.pop("captions", "generation"), **limits
-    )
+    settings = PackSettings(tuple(map(str, inputs)), options.pop("captions", "generation"))
     return pack(settings, out, workers=options.pop("workers", 1), **options)
 
 
@@ -105,6 +103,10 @@ def test_broken_records_are_counted_named_and_limited(tmp_path: Path, broken_ten
     with pytest.raises(InputError, match=r"10 of 1000 records are broken \(1.0%\).*in.jsonl:101"):
         run(broken_ten_ways, tmp_path / "strict", max_broken=0.009)
     assert not (tmp_path / "strict/manifest.json").exists()
+    # What is packed already is taken with a higher limit.
+    before = (tmp_path / "strict/units/00000.json").stat().st_mtime_ns
+    run(broken_ten_ways, tmp_path / "strict", max_broken=0.5)
+    assert (tmp_path / "strict/units/00000.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("cut_off", ["the plan", "the folder of units"])
@@ -125,6 +127,21 @@ def test_a_run_that_was_killed_as_it_began_goes_on(tmp_path: Path, monkeypatch, 
         with pytest.raises(KeyboardInterrupt):
             run([source], out)
     assert run([source], out)["kinds"]["generation"]["records"] == COUNT
+
+
+def test_a_file_that_cannot_grow_is_said_and_the_same_call_goes_on(tmp_path: Path):
+    """As on a full disk, where Riegeli raises an error of its own."""
+    source, out = captions_jsonl(tmp_path), tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"shard '.*00000.array_record' cannot be written \("):
+            run([source], out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(out.rglob("*.array_record")) and not (out / "manifest.json").exists()
+    assert run([source], out)["kinds"]["generation"]["records"] == COUNT
+    assert not list(out.rglob(".*"))
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, monkeypatch):

@@ -89,7 +89,7 @@ def new_clients(store: Store) -> Iterator[None]:
 
 
 def packed(out: Path, *inputs: str, workers: int = 1, max_broken: float = 0.0) -> Path:
-    pack(PackSettings(inputs, "both", max_broken), out, workers=workers)
+    pack(PackSettings(inputs, "both"), out, workers=workers, max_broken=max_broken)
     return out
 
 
