@@ -189,7 +189,7 @@ def write_set(folder: Path, counts: dict[Kind, int], shard: int = 50_000) -> Pat
     return folder
 
 
-def open_sets(data: Sequence[str], workers: int, rows: int = 0) -> RecordSource:
+def open_sets(data: Sequence[str], rows: int = 0) -> RecordSource:
     """The mixture of the second and third part; with `rows`, as many samples as fill them."""
     return open_source(
         data,
@@ -202,7 +202,6 @@ def open_sets(data: Sequence[str], workers: int, rows: int = 0) -> RecordSource:
         image_tokens=SMALL_TOKENS,
         codebook_size=CODES,
         caption_drop=0.1,
-        workers=workers,
     )
 
 
@@ -216,14 +215,14 @@ def measure_mixture(folder: Path, count: int, steps: int, batches: int) -> dict[
     made: dict[Kind, int] = {"generation": count - sum(real.values())}
     sets = [str(write_set(folder / "real", real)), str(write_set(folder / "made", made))]
     start = time.perf_counter()
-    open_sets(sets, workers=os.cpu_count() or 1)
+    open_sets(sets)
     first = time.perf_counter() - start
     start = time.perf_counter()
-    filled = open_sets(sets, workers=1, rows=ROWS)
+    filled = open_sets(sets, rows=ROWS)
     opened = time.perf_counter() - start
     shape = batches_of(filled, groups=GROUPS, accumulate=ACCUMULATE, rows=ROWS).usual
     startup = time.perf_counter() - start
-    source = open_sets(sets, workers=1)
+    source = open_sets(sets)
     counted: Counter[tuple[str, str]] = Counter()
     for step in range(steps):
         for entry in source.plan(step):

@@ -128,8 +128,8 @@ class TrainConfig:
         1 a share of all samples.
       fast_decode: decode JPEG files at a fraction of their size where they are much larger than
         needed; faster, not equal to the reference's pixels.
-      data_workers: processes that measure data sets before the first step, and threads that
-        prepare samples ahead of the steps.
+      data_workers: processes that pack files before the first step, and threads that prepare
+        samples ahead of the steps.
       data_processes: processes that prepare samples instead of threads, for a host with many cores;
         0: threads.
       steps: optimizer steps.

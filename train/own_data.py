@@ -229,16 +229,7 @@ def fit(config: TrainConfig, origin: Origin, run_dir: Path) -> TrainConfig:
     limit = config.length or LONGEST
     for kind in KINDS:
         holders = [s for s in sets if kind in s.kinds]
-        found = [
-            load_lengths(
-                s,
-                kind,
-                preparation,
-                fallback=run_dir / "lengths",
-                workers=config.data_workers,
-            )
-            for s in holders
-        ]
+        found = [load_lengths(s, kind, preparation, fallback=run_dir / "lengths") for s in holders]
         for s, lengths in zip(holders, found, strict=True):
             check_codes(s, lengths)
         tokens = np.concatenate([f.tokens for f in found]) if found else np.zeros(0, np.int32)

@@ -251,7 +251,6 @@ def open_data(
             bad_log=bad_log,
             lengths_in=run_dir / "lengths",
             fast_decode=config.fast_decode,
-            workers=config.data_workers,
             progress=progress,
         )
 

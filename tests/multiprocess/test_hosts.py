@@ -1,9 +1,11 @@
 """How processes meet, agree and end: real ones, which do nothing else."""
 
+import os
 import socket
 import sys
 import time
 
+import jax
 import pytest
 
 from janus_jax import InputError, hosts
@@ -152,6 +154,40 @@ def test_bad_flags_are_named(given, named):
     with pytest.raises(InputError) as caught:
         HostsConfig(**given)
     assert named in str(caught.value)
+
+
+def launched(job, task):
+    """As a task of SLURM, which is told by nothing else that there is another one."""
+    os.environ |= {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(task),
+        "SLURM_LOCALID": str(task),
+    }
+    hosts.connect(HostsConfig(heartbeat_seconds=10))
+    team = hosts.team()
+    assert team is not None and (team.index, team.count) == (task, 2)
+    assert jax.device_count() == 2 and team.any(team.index == 1)
+    hosts.part()
+
+
+def test_tasks_of_slurm_find_one_another(tmp_path):
+    def is_free(job):  # JAX takes the port from the job's number
+        with socket.socket() as box:
+            return box.connect_ex(("localhost", 65535 - 2**12 + 1 + job)) != 0
+
+    job = next(filter(is_free, range(os.getpid() % 2**11, 2**12)))
+    logs = [tmp_path / str(task) for task in range(2)]
+    alone = HostsConfig(alone=True)  # `launched` connects by itself
+    children = [
+        forkserver().Process(target=child, args=(launched, logs[task], alone, 1, job, task))
+        for task in range(2)
+    ]
+    for process in children:
+        process.start()
+    statuses, said = ended(children, tmp_path)
+    assert statuses == [0, 0], said
 
 
 @pytest.mark.parametrize(

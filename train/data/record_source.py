@@ -180,7 +180,6 @@ def open_source(
     bad_log: Path | None = None,
     lengths_in: Path | None = None,
     fast_decode: bool = False,
-    workers: int = 1,
     progress: Progress | None = None,
 ) -> RecordSource:
     """Opens the data sets of a run.
@@ -206,7 +205,6 @@ def open_source(
       bad_log: JSONL file that lists them; a resumed run goes on with the file that is there.
       lengths_in: where lengths are kept of a data set whose own directory cannot be written.
       fast_decode: see `Preparation`.
-      workers: processes that measure.
       progress: called with (records measured, records in all) of each kind of each data set.
 
     Returns:
@@ -227,9 +225,7 @@ def open_source(
         if not samples.get(kind, 0) or not holders:
             continue
         lengths = [
-            load_lengths(
-                s, kind, preparation, fallback=lengths_in, workers=workers, progress=progress
-            )
+            load_lengths(s, kind, preparation, fallback=lengths_in, progress=progress)
             for s, _ in holders
         ]
         for (s, _), found in zip(holders, lengths, strict=True):

@@ -36,6 +36,8 @@ Progress = Callable[[int, int], None]
 _CHUNK = 4096
 # Seconds before a record is asked for again.
 _WAITS = (1, 5, 25)
+# Each takes some hundred megabytes.
+_MOST_WORKERS = 32
 # Below this, starting processes takes longer than measuring.
 _SMALL = 5 * _CHUNK
 
@@ -96,7 +98,7 @@ def load_lengths(
     preparation: Preparation,
     *,
     fallback: Path | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Lengths:
     """Lengths of one kind: from the file, or measured and written there.
@@ -107,7 +109,7 @@ def load_lengths(
       preparation: how they become samples.
       fallback: where the file goes if the data set's directory cannot be written; without it every
         run measures again.
-      workers: processes to measure with.
+      workers: processes to measure with; by default one a core, at most 32.
       progress: called with (records done, records in all).
     """
     records = data.kinds[kind]
@@ -116,6 +118,7 @@ def load_lengths(
     folders = [data.directory / "lengths", *([fallback] if fallback else [])]
     paths = [folder / f"{kind}-{name}.npz" for folder in folders]
     found, others = _read(paths, len(records)), team()
+    workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
 
     def measured() -> Lengths:
         return found or _measured(paths, records, kind, preparation, workers, progress)
@@ -169,7 +172,7 @@ def _measure(
         for chunk in chunks:
             take(chunk, _measure_chunk(records, kind, preparation, chunk))
     else:
-        with worker_pool(workers, _begin, records, kind, preparation) as pool:
+        with worker_pool(min(workers, len(chunks)), _begin, records, kind, preparation) as pool:
             for chunk, result in zip(chunks, pool.map(_measure_in_worker, chunks), strict=True):
                 take(chunk, result)
     return Lengths(table[0], table[1], table[2], tuple(broken))
