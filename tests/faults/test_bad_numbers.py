@@ -63,17 +63,20 @@ def test_a_spike_of_the_gradient_is_skipped_and_written_down(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "last", "in_a_row"),
-    [(("--guard.max-skipped", "2"), 4, 2), (("--guard.policy", "stop"), 3, 1)],
+    ("flags", "last", "in_a_row", "reason"),
+    [
+        (("--guard.max-skipped", "2"), 4, 2, "the loss is inf"),
+        (("--guard.policy", "stop"), 3, 1, "the gradient's norm is nan"),
+    ],
     ids=["too many in a row", "policy stop"],
 )
-def test_nan_in_every_step_ends_the_run_and_what_was_saved_goes_on(
-    flags, last, in_a_row, whole, tmp_path
+def test_nan_and_infinity_end_the_run_and_what_was_saved_goes_on(
+    flags, last, in_a_row, reason, whole, tmp_path
 ):
     run_dir = tmp_path / "run"
-    job = Job(run_dir, "--checkpoint-every", "2", *flags, at="NaN from step 3 on")
+    job = Job(run_dir, "--checkpoint-every", "2", *flags, at="NaN in step 3, then infinity")
     line = job.refused(status=1)
-    assert line.startswith(f"step {last}: the gradient's norm is nan; bad steps in a row: ")
+    assert line.startswith(f"step {last}: {reason}; bad steps in a row: ")
     assert f": {in_a_row}, " in line and str(run_dir / "bad_steps.jsonl") in line
     assert [bad["step"] for bad in bad_steps(run_dir)] == list(range(3, last + 1))
     # What is bad is in no checkpoint; with sound numbers the run is as if nothing had been.

@@ -15,6 +15,7 @@ if "tests.conftest" not in sys.modules:
     # In the server only: tracing is quicker without the checks, and other tests make them.
     os.environ["JANUS_JAX_TYPECHECK"] = "0"
 import jax
+import numpy as np
 from orbax.checkpoint.path import atomicity
 
 import tests.conftest  # noqa: F401  (devices, precision and compile cache, as in the tests)
@@ -195,17 +196,21 @@ def _at_a_batch(number: int) -> Callable[[Path], None]:
     return set_up
 
 
-def _not_a_number(steps: Callable[[int], bool]) -> Callable[[Path], None]:
-    """In some steps, counted from 1, the weights of the targets are NaN."""
+def _bad_numbers(steps: Callable[[int], str]) -> Callable[[Path], None]:
+    """In some steps, counted from 1, the loss is "nan" or "inf", by the weights of its targets."""
 
     def poison(mark: Path) -> None:
         groups_of = PackedBatches.groups_of
 
         def poisoned(self: PackedBatches, step: int, numbers: Any):
             found = groups_of(self, step, numbers)
-            if steps(step + 1):
+            if kind := steps(step + 1):
                 for group in found.values():
-                    group["text_weights"]["text"] = group["text_weights"]["text"] * float("nan")
+                    weights = group["text_weights"]["text"]
+                    # As large as float32 allows, so that their sum is finite and the loss's is not.
+                    large = 2e38 / max(weights.sum(), 1)
+                    factor = large if kind == "inf" else float("nan")
+                    group["text_weights"]["text"] = weights * np.float32(factor)
             return found
 
         PackedBatches.groups_of = poisoned
@@ -231,6 +236,8 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "step": _in_a_step,
     "small disk": _on_a_small_disk,
     "bound by permissions": lambda mark: bind_by_permissions(),
-    "NaN in step 3": _not_a_number(lambda step: step == 3),
-    "NaN from step 3 on": _not_a_number(lambda step: step >= 3),
+    "NaN in step 3": _bad_numbers(lambda step: "nan" if step == 3 else ""),
+    "NaN in step 3, then infinity": _bad_numbers(
+        lambda step: "" if step < 3 else "nan" if step == 3 else "inf"
+    ),
 }
