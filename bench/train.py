@@ -1,6 +1,6 @@
 """A train step at the width of Janus-Pro-1B: ours beside torch eager with the transformers model.
 
-    python bench/train.py --json                  # minutes, about 10 GB
+    python bench/train.py --json                  # about 13 minutes, 10 GB
     python bench/train.py --json --vocab 102400   # the whole vocabulary, about 20 GB
 
 Both sides take the same step: stage 2 (adaptors, image head and language model train, SigLIP does
