@@ -1,5 +1,6 @@
 """Loader workers that are killed, hang or outlive their run."""
 
+import contextlib
 import os
 import re
 import signal
@@ -56,12 +57,13 @@ def alive(process: int) -> bool:
 
 def workers(process: int) -> list[int]:
     """The processes that a process has spawned."""
-    children = [p.read_text() for p in Path(f"/proc/{process}/task").glob("*/children")]
-    return [
-        child
-        for child in map(int, " ".join(children).split())
-        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process and b"spawn_main" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def test_loader_worker_killed_ends_a_real_run_and_it_is_gone_on_with(debug_dir, tmp_path):
