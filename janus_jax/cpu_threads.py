@@ -14,22 +14,27 @@ _EACH = 4
 _NAME = "PJRT_NPROC"
 
 
-def enough_cpu_threads(
-    devices: int | None = None, environ: MutableMapping[str, str] = os.environ
-) -> None:
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; a scheduler may give a part of the host
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def enough_cpu_threads(at_least: int = 1, environ: MutableMapping[str, str] = os.environ) -> None:
     """Has XLA make threads enough that devices sharing a processor never wait for one another.
 
     Does nothing for one device, or where `PJRT_NPROC` is set. Must run before the first use of a
     device.
 
     Args:
-      devices: CPU devices of this process; by default as `JAX_NUM_CPU_DEVICES` or `XLA_FLAGS` say.
+      at_least: CPU devices that wait for one another, where `JAX_NUM_CPU_DEVICES` or `XLA_FLAGS`
+        say no more.
       environ: environment variables to read and to add to.
     """
-    if devices is None:
-        devices = _asked_for(environ)
+    devices = max(_asked_for(environ), at_least)
     if devices > 1:
-        environ.setdefault(_NAME, str(max(os.cpu_count() or 1, _EACH * devices)))
+        environ.setdefault(_NAME, str(max(cores(), _EACH * devices)))
 
 
 def _asked_for(environ: MutableMapping[str, str]) -> int:

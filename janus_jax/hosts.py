@@ -162,6 +162,7 @@ def connect(hosts: HostsConfig, *, shutdown_seconds: int = 300) -> None:
         return
     import jax
 
+    enough_cpu_threads(2)  # on a CPU its collectives wait for those of other processes
     # It would take SIGTERM away from us; `Team.stop` does its work, for SIGINT too.
     jax.config.update("jax_enable_preemption_service", False)
     given: dict[str, Any] = {}
@@ -173,7 +174,6 @@ def connect(hosts: HostsConfig, *, shutdown_seconds: int = 300) -> None:
         }
     if hosts.coordinator and hosts.process == 0:
         _check_port(hosts)
-    enough_cpu_threads(2)  # on a CPU its collectives wait for those of other processes
     # JAX would abort the process, with pages of addresses in its own program.
     late = threading.Timer(hosts.start_seconds, _give_up, [hosts])
     late.daemon = True

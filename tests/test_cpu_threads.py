@@ -4,7 +4,10 @@ import os
 
 import pytest
 
+from janus_jax import cpu_threads, hosts
+from janus_jax.cli import main
 from janus_jax.cpu_threads import enough_cpu_threads
+from janus_jax.hosts import HostsConfig
 
 
 @pytest.mark.parametrize(
@@ -20,13 +23,32 @@ from janus_jax.cpu_threads import enough_cpu_threads
     ],
 )
 def test_devices_that_share_a_processor_get_threads(monkeypatch, environ, threads):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(cpu_threads, "cores", lambda: 2)
     enough_cpu_threads(environ=environ)
     assert environ.get("PJRT_NPROC") == (None if threads is None else str(threads))
 
 
 def test_a_large_processor_keeps_its_threads(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 96)
+    monkeypatch.setattr(cpu_threads, "cores", lambda: 96)
     environ: dict[str, str] = {}
     enough_cpu_threads(2, environ)
     assert environ == {"PJRT_NPROC": "96"}
+
+
+def test_more_devices_than_were_expected_get_theirs(monkeypatch):
+    monkeypatch.setattr(cpu_threads, "cores", lambda: 2)
+    environ = {"JAX_NUM_CPU_DEVICES": "8"}
+    enough_cpu_threads(2, environ)
+    assert environ["PJRT_NPROC"] == "32"
+
+
+def test_the_command_line_and_processes_that_meet_make_threads(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    assert main.run(["nonsense"]) == 2
+    assert int(os.environ["PJRT_NPROC"]) >= 32
+    monkeypatch.delenv("PJRT_NPROC")
+    monkeypatch.setattr(hosts, "_check_port", lambda *args: 1 / 0)  # no further
+    with pytest.raises(ZeroDivisionError):
+        hosts.connect(HostsConfig("localhost:1", 2, 0))
+    assert int(os.environ["PJRT_NPROC"]) >= 32

@@ -33,7 +33,11 @@ class Evaluation:
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def make_evaluation(run: Run) -> Callable[[int, TrainState], Evaluation]:
+# Of the state after so many steps.
+Evaluate = Callable[[int, TrainState], Evaluation]
+
+
+def make_evaluation(run: Run) -> Evaluate:
     """Makes the function that evaluates a state.
 
     Returns:

@@ -150,9 +150,12 @@ def initial_parts(
             raise InputError(f"--init {missing[0]}={name}: that run has only {', '.join(have)}")
         # A process needs no other one to read the tokenizer.
         own = [part for part in parts if part == "vq"]
-        for some in filter(None, (own, [part for part in parts if part != "vq"])):
-            like = stored(nnx.State({part: shapes[part] for part in some}), config)
-            where = None if some is own else param_shardings(like, mesh)
-            found = restore_params(directory / "params", like, where, partial=True)
-            loaded |= {part: found[part] for part in some}
+        spread = [part for part in parts if part != "vq"]
+        if own:
+            like = stored(nnx.State({part: shapes[part] for part in own}), config)
+            loaded |= dict(restore_params(directory / "params", like, partial=True))
+        if spread:
+            like = stored(nnx.State({part: shapes[part] for part in spread}), config)
+            where = param_shardings(like, mesh)
+            loaded |= dict(restore_params(directory / "params", like, where, partial=True))
     return loaded

@@ -31,7 +31,7 @@ from train import rundir
 from train.checkpoints import Checkpoints
 from train.config import PARTS, TrainConfig
 from train.data.prefetch import prefetch
-from train.evaluation import make_evaluation
+from train.evaluation import Evaluate, make_evaluation
 from train.export import export_model
 from train.init import initial_parts
 from train.mesh import training_mesh
@@ -170,13 +170,11 @@ def train(
         guard=config.guard,
         compiler_options=compiler_options(run.mesh.devices.flat[0].device_kind),
     )
-    evaluate = make_evaluation(run) if config.preview_every else None
-    if done:
-        # A signal may have cut the evaluation of the saved step short.
-        due = checkpoints.record(done).evaluation_due and evaluate is not None
-    else:
-        # What the training changes is told by what was there before it.
-        due = bool(config.data) and evaluate is not None
+    every = config.preview_every
+    evaluate = make_evaluation(run) if every else None
+    # A signal may have cut the evaluation of the saved step short. And what training changes is
+    # told by what was there before it.
+    due = bool(every) and (checkpoints.record(done).evaluation_due if done else bool(config.data))
     batches: Any = prefetch(
         feed.read,
         done,
@@ -191,7 +189,7 @@ def train(
         name=config.name,
         settings=dataclasses.asdict(config),
         start=done,
-        evaluated=not due,
+        keep_evaluation=not due,
         steps=config.steps,
         ids=feed.ids,
         guard=config.guard,
@@ -202,16 +200,15 @@ def train(
     # With rows to fill, the data says how many there are.
     samples = config.batch_size or len(feed.ids(0))
 
-    def evaluated() -> bool:
-        """Evaluates, and says whether that came to its end: a signal cuts it short."""
-        assert evaluate is not None
+    def is_due_still(evaluate: Evaluate) -> bool:
+        """Evaluates, and says whether a signal has cut that short."""
         found = None
         with watch.evaluation():
             with suppress(Stopped), stop.interruptible(together=True):
                 found = evaluate(done, state)
             if found is not None:
                 watch.evaluated(done, found)
-        return found is not None
+        return found is None
 
     def save() -> None:
         with watch.save(done) as metrics:
@@ -225,8 +222,8 @@ def train(
             )
 
     with closing(watch), closing(batches):
-        if due:
-            due = not evaluated()
+        if evaluate and due:
+            due = is_due_still(evaluate)
         while done < config.steps:
             with suppress(Stopped), stop.interruptible(), watch.waiting_for_data():
                 read = next(batches)
@@ -239,9 +236,7 @@ def train(
             stop.has_unsaved_steps()
             last = done == config.steps
             watch.stepped(done, values, log=done % config.log_every == 0 or last)
-            due = evaluate is not None and (done % config.preview_every == 0 or last)
-            if due:
-                due = not evaluated()
+            due = bool(evaluate) and (done % every == 0 or last) and is_due_still(evaluate)
             if done % config.checkpoint_every == 0 or last:
                 save()
                 saved = done

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class MetricsLog:
         None: nothing is written or shown, because another process does that.
       steps: total steps, for the progress line.
       start: step the run starts at.
-      evaluated: whether what was written of its evaluation stays.
+      keep_evaluation: keep what was written of its evaluation.
       title: what the progress line calls the run.
       loggers: told of the same numbers, and of pictures; closed with the log.
     """
@@ -48,13 +49,13 @@ class MetricsLog:
         steps: int,
         start: int,
         title: str,
-        evaluated: bool = True,
+        keep_evaluation: bool = True,
         loggers: Sequence[Logger] = (),
     ):
         self._loggers = loggers
         self._file = None
         if path is not None:
-            forget_after(path, start, evaluated=evaluated)
+            forget_after(path, start, keep_evaluation=keep_evaluation)
             self._file = path.open("a", encoding="utf-8")
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._last = (start, time.perf_counter())
@@ -137,7 +138,7 @@ class MetricsLog:
             logger.close()
 
 
-def forget_after(path: Path, step: int, *, evaluated: bool = True) -> None:
+def forget_after(path: Path, step: int, *, keep_evaluation: bool = True) -> None:
     """Removes the lines of what is about to be made again.
 
     A killed run has written metrics of steps after its last checkpoint, perhaps half a line; with
@@ -146,23 +147,23 @@ def forget_after(path: Path, step: int, *, evaluated: bool = True) -> None:
     Args:
       path: a JSON-lines file, which may be missing.
       step: last step whose lines stay.
-      evaluated: whether those of its evaluation do, too.
+      keep_evaluation: those of its evaluation do, too.
     """
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _stays(line, step, evaluated)]
+    kept = [line for line in lines if line.endswith("\n") and _stays(line, step, keep_evaluation)]
     if kept != lines:
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text("".join(kept), encoding="utf-8")
         os.replace(partial, path)
 
 
-def _stays(line: str, last: int, evaluated: bool) -> bool:
+def _stays(line: str, last: int, keep_evaluation: bool) -> bool:
     try:
         record = json.loads(line)
         step = record["step"]
-        return step < last or (step == last and (evaluated or not is_evaluation(record)))
+        return step < last or (step == last and (keep_evaluation or not is_evaluation(record)))
     except (ValueError, KeyError, TypeError):
         return False
 
@@ -170,3 +171,18 @@ def _stays(line: str, last: int, evaluated: bool) -> bool:
 def is_evaluation(record: Mapping[str, Any]) -> bool:
     """Whether a line of the metrics file is about held-out data."""
     return any(name.startswith(HELDOUT) for name in record)
+
+
+def last_step(path: Path) -> int:
+    """The last step in a metrics file; 0 where there is none.
+
+    Args:
+      path: the file, which may be missing, and end in half a line.
+    """
+    if not path.exists():
+        return 0
+    step = 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            step = max(step, json.loads(line)["step"])
+    return step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,21 @@ from janus_jax.sharding import constrain, on_mesh
 from train.config import PARTS
 from train.data.emoji import Emoji, load_emoji, load_pictures
 from train.data.mixture import parse_data
+from train.data.records.lengths import read_record
+from train.data.records.prepare import Preparation
 from train.data.records.record import Kind, Record
+from train.data.records.schema import BrokenRecord
 from train.data.records.shards import RecordSet, open_records
 from train.data.samples import emoji_tokenizer
 from train.data.tasks import caption_examples
 from train.init import Origin
 
-# Samples of a split.
-COUNT = 16
+# Pictures drawn, and questions asked, of a split.
+COUNT, ASKED = 16, 8
 # Most tokens of an answer, and characters of a text in the list of them.
-ANSWER_TOKENS, SHOWN = 64, 200
+ANSWER_TOKENS, SHOWN = 32, 200
+# Records of a set among which samples are looked for.
+_LOOKED_AT = 100
 GUIDANCE = 5.0
 SEED = 0
 
@@ -97,33 +103,48 @@ class Examples:
 
 
 def find_examples(origin: Origin, data: Mapping[str, Sequence[str]]) -> Examples | None:
-    """The first pictures of packed data sets, by split; None where there are none.
+    """The first usable pictures of packed data sets, by split; None where there are none.
 
     Args:
-      origin: the architecture, which has so many image tokens a picture.
+      origin: the architecture, vocabulary and processor, which decide what is usable.
       data: packed data sets by split.
+
+    Raises:
+      RunFailed: storage goes on failing.
     """
+    model = origin.model
+    preparation = Preparation(
+        origin.tokenizer, origin.processor, model.num_image_tokens, model.vq.codebook_size
+    )
     captions: dict[str, list[str]] = {}
     codes: list[np.ndarray] = []
     questions: dict[str, list[Question]] = {}
     for split, names in data.items():
         sets = [open_records(s.directory) for s in parse_data(names)] if names else []
-        drawn = [r for r in _first(sets, "generation") if r.codes is not None]
-        if drawn:
+        if drawn := _first(sets, "generation", COUNT // 2, preparation):
             captions[split] = [r.caption for r in drawn]
             codes += [r.codes for r in drawn if r.codes is not None]
-        asked = [
-            Question(r.images, r.turns[0][1], r.turns[1][1]) for r in _first(sets, "understanding")
-        ]
-        if asked:
-            questions[split] = asked
+        if asked := _first(sets, "understanding", ASKED, preparation):
+            questions[split] = [Question(r.images, r.turns[0][1], r.turns[1][1]) for r in asked]
     if not codes and not questions:
         return None
     return Examples(captions, np.stack(codes) if codes else None, questions)
 
 
-def _first(sets: Sequence[RecordSet], kind: Kind) -> list[Record]:
-    return [r for s in sets for r in s.kinds.get(kind, ())[: COUNT // 2]][: COUNT // 2]
+def _first(
+    sets: Sequence[RecordSet], kind: Kind, count: int, preparation: Preparation
+) -> list[Record]:
+    """The first records that training does not pass over, looked for among the first ones only."""
+    found: list[Record] = []
+    for records in (s.kinds[kind] for s in sets if kind in s.kinds):
+        for number in range(min(len(records), _LOOKED_AT)):
+            if len(found) == count:
+                return found
+            with suppress(BrokenRecord):
+                record = read_record(records, number, kind)
+                preparation.measure(record)
+                found.append(record)
+    return found
 
 
 def save_preview(
@@ -199,8 +220,9 @@ def _emoji_sheet(
 def _emoji_questions(emoji: Mapping[str, Sequence[Emoji]], size: int) -> dict[str, list[Question]]:
     asked: dict[str, list[Question]] = {}
     for split, records in emoji.items():
-        pictures = map(Image.fromarray, load_pictures(tuple(records), size))
-        asks = [caption_examples(e)[0] for e in records]
+        some = tuple(records[:ASKED])
+        pictures = map(Image.fromarray, load_pictures(some, size))
+        asks = [caption_examples(e)[0] for e in some]
         asked[split] = [
             Question((picture,), qa.question, qa.answer)
             for picture, qa in zip(pictures, asks, strict=True)

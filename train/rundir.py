@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from janus_jax.errors import InputError
 from janus_jax.hosts import team
 from train.config import TrainConfig
+from train.metrics import last_step
 
 LOCK = ".lock"
 # In config.json, beside the settings that a run was started with.
@@ -75,7 +76,7 @@ def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool
       overwrite: delete what the run that is there has written.
 
     A run that goes on with other settings of those in `FREE` has them written down. One that has
-    not made a step needs no flag; nor do other settings of it, if no files were packed for it.
+    not made a step needs no flag, and gives way to other settings if no files were packed for it.
 
     Raises:
       InputError: a run is there and neither flag is given, or one of another config (lists the
@@ -102,33 +103,40 @@ def prepare(config: TrainConfig, run_dir: Path, *, resume: bool, overwrite: bool
         for key in sorted(found.keys() | wanted.keys())
         if found.get(key) != wanted.get(key) and not key.startswith(FREE)
     ]
-    # A start that ended before the first step, for a flag that was wrong, is in nobody's way.
-    fresh = not _has_begun(run_dir)
-    if different and fresh and not (run_dir / "data").exists():
-        _delete_run(run_dir)
+    if not _has_begun(run_dir):
+        # A start that ended before the first step is in nobody's way. What it has decided may have
+        # been wrong; what it has packed and measured took time.
+        if not (run_dir / "data").exists():
+            _delete_run(run_dir, but=("lengths",))
+        elif different:
+            raise InputError(
+                f"--run-dir {run_dir} holds files packed for another config "
+                f"({'; '.join(different)})",
+                fix="use the same values, or add --overwrite to pack again",
+            )
         write_json(record, content)
         return
-    if not resume and (different or not fresh):
-        raise InputError(
-            f"--run-dir {run_dir} already holds a run",
-            fix="add --resume to go on with it, or --overwrite to start again",
-        )
     if different:
         raise InputError(
             f"--run-dir {run_dir} holds a run of another config ({'; '.join(different)})",
-            fix="use the same values, or another --run-dir",
+            fix="use the same values with --resume, or --overwrite, or another --run-dir",
+        )
+    if not resume:
+        raise InputError(
+            f"--run-dir {run_dir} already holds a run",
+            fix="add --resume to go on with it, or --overwrite to start again",
         )
     if found != wanted:
         write_json(record, content | settled)
 
 
 def _has_begun(run_dir: Path) -> bool:
-    """Whether a run has made a step, or measured what was there before the first."""
-    metrics, saved = run_dir / "metrics.jsonl", run_dir / "checkpoints"
+    """Whether a run has made a step."""
+    saved = run_dir / "checkpoints"
     return (
-        is_finished(run_dir)
-        or (metrics.exists() and metrics.stat().st_size > 0)
+        any((run_dir / name).exists() for name in ("done", "params", "model"))
         or (saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir()))
+        or last_step(run_dir / "metrics.jsonl") > 0
     )
 
 
@@ -142,9 +150,15 @@ def _is_run(record: Path) -> bool:
     return record.is_file() and needed <= read_json(record).keys()
 
 
-def _delete_run(run_dir: Path) -> None:
-    """Deletes what a run has written; the config goes last, so that it can be done again."""
-    for path in [path for pattern in WRITTEN for path in run_dir.glob(pattern)]:
+def _delete_run(run_dir: Path, but: Sequence[str] = ()) -> None:
+    """Deletes what a run has written; the config goes last, so that it can be done again.
+
+    Args:
+      run_dir: its directory.
+      but: patterns of `WRITTEN` that are left.
+    """
+    patterns = [pattern for pattern in WRITTEN if pattern not in but]
+    for path in [path for pattern in patterns for path in run_dir.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     with suppress(OSError):
         (run_dir / "data").rmdir()  # unless it holds something else

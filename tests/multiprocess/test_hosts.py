@@ -50,13 +50,15 @@ def agree():
     # The answer before is no answer to this question.
     assert not team.any(False)
     assert team.of_first(f"of {team.index}") == "of 0"
-    hosts._BUSY = 0.05  # it is asked several times in the work below
+    hosts._BUSY = 0.05
 
     def work() -> str:
         time.sleep(0.3)
         return "done"
 
+    asked = team._asked
     assert hosts.by_first(work) == ("done" if team.index == 0 else None)
+    assert team._asked - asked >= 3  # nobody waits for as long as the work takes
     assert team.any(team.index == 1)
     team.add("sum", team.index)
     hosts.wait("added")

@@ -101,9 +101,9 @@ def test_everything_over_fsdp_makes_the_same_run_too_from_random_weights(tmp_pat
     assert_same_run(four, one)
 
 
-def test_processes_measure_and_draw_together(tmp_path, debug_dir):
+def test_processes_measure_draw_and_answer_together(tmp_path, debug_dir):
     flags = ("--mesh", "fsdp=2", "--batch-size", "20", "--steps", "1", "--preview-every", "1")
-    sheets, losses = [], []
+    sheets, answers, losses = [], [], []
     for processes in (1, 2):
         run_dir = tmp_path / f"run{processes}"
         argv = arguments(run_dir, debug_dir, *flags)
@@ -111,8 +111,10 @@ def test_processes_measure_and_draw_together(tmp_path, debug_dir):
         assert members.ended() == [0] * processes, members.said()
         with Image.open(run_dir / "previews/0000001.png") as sheet:
             sheets.append(np.asarray(sheet, np.int16))
+        answers.append((run_dir / "previews/0000001.md").read_text())
         [held] = [r for r in metrics(run_dir) if "heldout_text_loss" in r]
         losses.append([value for key, value in held.items() if key.endswith("_loss")])
+    assert answers[0].count("\n") == 2 + 2 * 8 and answers[0] == answers[1]
     # The codes are equal; sums in another order can carry a pixel over a step of 8 bits.
     assert np.abs(sheets[0] - sheets[1]).max() <= 1
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)

@@ -129,6 +129,16 @@ def test_what_a_killed_save_left_is_never_read_and_goes_with_the_next_save(saved
     assert sorted(p.name for p in saved.iterdir()) == ["6", "8"]
 
 
+def test_who_closes_waits_for_the_cleaning(tmp_path):
+    """Where Python ended in the midst of it, Orbax printed a traceback."""
+    for number in range(200):
+        leftover = tmp_path / f"{number}.orbax-checkpoint-tmp" / "state"
+        leftover.mkdir(parents=True)
+        (leftover / "data").touch()
+    Checkpoints(tmp_path).close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_empty_run_has_no_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "new")
     assert checkpoints.latest() is None

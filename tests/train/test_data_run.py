@@ -116,6 +116,7 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(debug_dir: Path, tmp_pat
     for resume in (False, True):
         with pytest.raises(MemoryError):
             run(settings, run_dir, resume=resume, overwrite=False)
+    (run_dir / "checkpoints" / "1").mkdir(parents=True)  # it has made a step
     # More records, and as many of the same sizes.
     for others in (range(9), range(1, 9)):
         write_set(folder, map(text, others))

@@ -18,6 +18,7 @@ from tests.train.runs import checkpoint, make_idle_step, metrics, params
 from train import loop, own_data
 from train.checkpoints import Checkpoints
 from train.data.records.shards import open_records
+from train.previews import ASKED
 from train.rundir import read_config, read_json, read_resolved
 
 CAPTIONED, TALKS = 12, 6
@@ -148,7 +149,7 @@ def test_previews_answer_the_user_s_own_questions(lora):
         want = []
         for split in ("train", "heldout"):
             records = open_records(lora / "data" / split).kinds.get("understanding", ())
-            want += [[split, r.turns[0][1], r.turns[1][1]] for r in records[:8]]
+            want += [[split, r.turns[0][1], r.turns[1][1]] for r in records[:ASKED]]
         assert cells == want and {split for split, *_ in cells} >= {"train"}
 
 

@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 
-from train.metrics import MetricsLog, forget_after
+from train.metrics import MetricsLog, forget_after, last_step
 
 
 def records(path):
@@ -49,7 +49,7 @@ def test_a_resumed_run_forgets_an_evaluation_that_it_makes_up(tmp_path):
     path = tmp_path / "metrics.jsonl"
     kept = '{"step": 2, "heldout_loss": 1}\n{"step": 4, "loss": 2}\n'
     path.write_text(kept + '{"step": 4, "heldout_loss": 2}\n')
-    MetricsLog(path, steps=8, start=4, evaluated=False, title="a-run").close()
+    MetricsLog(path, steps=8, start=4, keep_evaluation=False, title="a-run").close()
     assert path.read_text() == kept
 
 
@@ -99,3 +99,10 @@ def test_numbers_that_are_not_finite_leave_the_file_json(tmp_path):
     assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
     (record,) = records(path)
     assert record["loss"] is None and record["grad_norm"] is None
+
+
+def test_the_last_step_of_a_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert last_step(path) == 0
+    path.write_text('{"step": 0, "heldout_loss": 1}\n{"step": 7, "loss": 1}\n{"step": 9')
+    assert last_step(path) == 7

@@ -24,6 +24,7 @@ from train.own_data import fit, resolve, row_length, shares
 def test_what_was_left_to_the_device_stays_where_a_run_goes_on_on_another(tmp_path, monkeypatch):
     asked = tiny("emoji-llm", compute_dtype="auto")
     rundir.prepare(asked, tmp_path, resume=False, overwrite=False)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     for backend in ("cpu", "tpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         resolved = resolve(asked, tmp_path)

@@ -1,5 +1,6 @@
 """Sample sheets."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from janus_jax import Janus
 from janus_jax.config import DEBUG
 from tests import debug_model
 from tests.processing.fakes import emoji_like
+from tests.train.data.records.sets import generation, picture, understanding, write_set
 from train import previews
 from train.init import Origin
 
@@ -67,7 +69,9 @@ def test_answers_are_those_of_a_chat(debug_model, tmp_path):
     assert sheet is None and [p.name for p in path.parent.iterdir()] == ["0000003.md"]
     model = Janus(debug_model)
     asked = [found[0] for found in questions.values()]
-    want = [model.chat(q.text, images=list(q.images), max_tokens=64) for q in asked]
+    want = [
+        model.chat(q.text, images=list(q.images), max_tokens=previews.ANSWER_TOKENS) for q in asked
+    ]
     assert want[0] != want[1] and all(want)
     assert texts["train answers"] == [f"{want[0]} (What is this? red | a\nsquare)"]
     first, second = texts["heldout answers"]
@@ -84,3 +88,24 @@ def test_answers_are_those_of_a_chat(debug_model, tmp_path):
 
 def test_long_texts_are_cut_in_the_table():
     assert previews._cell("x" * 300) == "x" * 199 + "…"
+
+
+def test_records_that_training_passes_over_are_no_examples(tmp_path, debug_model):
+    origin = Origin(DEBUG, debug_model.tokenizer, debug_model.processor)
+    size, most = DEBUG.num_image_tokens, DEBUG.vq.codebook_size
+    codes = np.arange(size, dtype=np.int32)
+    records = [
+        replace(generation(0), codes=codes[:-1]),
+        replace(generation(1), codes=codes + most),
+        replace(generation(2), codes=None),
+        *(replace(generation(i), codes=codes) for i in range(3, 6)),
+        ("understanding", b"not a record"),
+        *(understanding(i, images=(picture(i),)) for i in range(2)),
+    ]
+    folder = write_set(tmp_path / "set", records)
+    found = previews.find_examples(origin, {"train": [str(folder)], "heldout": []})
+    assert found is not None and found.captions == {"train": [f"a heart {i}" for i in range(3, 6)]}
+    assert found.codes is not None and found.codes.tolist() == [codes.tolist()] * 3
+    assert [q.answer for q in found.questions["train"]] == ["a red 0", "a red 1"]
+    nothing = write_set(tmp_path / "nothing", records[:3])
+    assert previews.find_examples(origin, {"train": [str(nothing)]}) is None

@@ -27,10 +27,10 @@ def test_a_new_run_records_its_config(tmp_path):
 
 def test_how_a_run_is_watched_may_change_when_it_goes_on(tmp_path):
     prepare(tmp_path)
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     watched = dataclasses.replace(CONFIG, profile=ProfileConfig("10:15"), max_bad_samples=7)
     with rundir.locked(tmp_path):
         rundir.prepare(watched, tmp_path, resume=True, overwrite=False)
-    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     record = rundir.read_json(tmp_path / "config.json")
     assert record["profile"] == {"steps": "10:15"} and record["max_bad_samples"] == 7
     with rundir.locked(tmp_path), pytest.raises(InputError, match="seed: 0 there, 1 here"):
@@ -38,42 +38,52 @@ def test_how_a_run_is_watched_may_change_when_it_goes_on(tmp_path):
         rundir.prepare(other, tmp_path, resume=True, overwrite=False)
 
 
+OTHER = dataclasses.replace(CONFIG, seed=1)
+
+
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_start_that_made_no_step_is_in_nobody_s_way(tmp_path, resume):
+@pytest.mark.parametrize("config", [CONFIG, OTHER], ids=["the same settings", "others"])
+def test_a_start_that_made_no_step_is_in_nobody_s_way(tmp_path, config, resume):
     prepare(tmp_path)
-    rundir.settle(tmp_path, CONFIG, ["digest"])
-    (tmp_path / "metrics.jsonl").touch()
+    new = (tmp_path / "config.json").read_text()
+    resolved = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    rundir.settle(tmp_path, resolved, ["digest"])
+    assert (tmp_path / "config.json").read_text() != new
+    # The losses before the first step, and half a line of it.
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "heldout_loss": 1.0}\n{"step": 1, "lo')
     (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(parents=True)
-    before = (tmp_path / "config.json").read_text()
-    prepare(tmp_path, resume=resume)
-    assert (tmp_path / "config.json").read_text() == before
-    (tmp_path / "tokenizer.json").touch()  # of another model
-    other = dataclasses.replace(CONFIG, seed=1)
+    (tmp_path / "tokenizer.json").touch()  # perhaps of another model
+    (tmp_path / "lengths").mkdir()
     with rundir.locked(tmp_path):
-        rundir.prepare(other, tmp_path, resume=resume, overwrite=False)
-    assert rundir.read_json(tmp_path / "config.json")["seed"] == 1
+        rundir.prepare(config, tmp_path, resume=resume, overwrite=False)
+    assert rundir.read_config(tmp_path) == config and rundir.read_resolved(tmp_path) is None
     assert "digest" not in (tmp_path / "config.json").read_text()
-    assert not (tmp_path / "tokenizer.json").exists()
+    # Measuring took time, and what was measured is known by its content.
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".lock", "config.json", "lengths"]
 
 
-@pytest.mark.parametrize("made", ["metrics.jsonl", "checkpoints/4", "done"])
+@pytest.mark.parametrize("made", ["metrics.jsonl", "checkpoints/4", "done", "params", "model"])
 def test_a_run_that_has_begun_is_kept(tmp_path, made):
     prepare(tmp_path)
     (tmp_path / made).parent.mkdir(exist_ok=True)
     (tmp_path / made).write_text('{"step": 1}\n')
-    for config in (CONFIG, dataclasses.replace(CONFIG, seed=1)):
-        with rundir.locked(tmp_path), pytest.raises(InputError, match="already holds a run"):
-            rundir.prepare(config, tmp_path, resume=False, overwrite=False)
-    assert rundir.read_config(tmp_path) == CONFIG
+    with pytest.raises(InputError, match="already holds a run; fix: add --resume to go on"):
+        prepare(tmp_path)
+    for resume in (False, True):
+        named = r"another config \(seed: 0 there, 1 here\).*--overwrite"
+        with rundir.locked(tmp_path), pytest.raises(InputError, match=named):
+            rundir.prepare(OTHER, tmp_path, resume=resume, overwrite=False)
+    assert rundir.read_config(tmp_path) == CONFIG and (tmp_path / made).exists()
 
 
 def test_files_that_were_packed_are_not_thrown_away_for_other_settings(tmp_path):
     prepare(tmp_path)
     (tmp_path / "data" / "train").mkdir(parents=True)
     prepare(tmp_path)
-    with rundir.locked(tmp_path), pytest.raises(InputError, match="already holds a run"):
-        other = dataclasses.replace(CONFIG, seed=1)
-        rundir.prepare(other, tmp_path, resume=False, overwrite=False)
+    packed = "holds files packed for another config .*--overwrite to pack again"
+    with rundir.locked(tmp_path), pytest.raises(InputError, match=packed):
+        rundir.prepare(OTHER, tmp_path, resume=False, overwrite=False)
     assert (tmp_path / "data" / "train").exists()
 
 

@@ -52,8 +52,8 @@ class WatchConfig:
     Attributes:
       tensorboard: write event files to the run directory's `tensorboard/`.
       wandb: name of the Weights & Biases project to report to; empty for none.
-      watchdog_seconds: dump the stacks of all threads when no step ends for so long, or the first
-        one for four times as long; 0 for never.
+      watchdog_seconds: dump the stacks of all threads when no step ends for so long, the first one
+        or an evaluation for four times as long; 0 for never.
       watchdog_ends: end the process then, with status 1, for a scheduler to start it again.
     """
 

@@ -32,7 +32,7 @@ class Watch:
       name: the run's name.
       settings: the run's config, for the loggers.
       start: step the run starts at.
-      evaluated: whether the evaluation of that step is already written.
+      keep_evaluation: keep what was written of its evaluation.
       steps: total steps.
       ids: names of the samples of a step, counted from 0.
       guard: the policy for bad numbers.
@@ -51,7 +51,7 @@ class Watch:
         name: str,
         settings: Mapping[str, Any],
         start: int,
-        evaluated: bool,
+        keep_evaluation: bool,
         steps: int,
         ids: Callable[[int], Sequence[str]],
         guard: GuardConfig,
@@ -66,7 +66,7 @@ class Watch:
             directory / "metrics.jsonl" if is_first() else None,
             steps=steps,
             start=start,
-            evaluated=evaluated,
+            keep_evaluation=keep_evaluation,
             title=name,
             loggers=self._loggers,
         )
@@ -78,7 +78,7 @@ class Watch:
             watch.watchdog_seconds, own_file(directory / "stacks.txt"), ends=watch.watchdog_ends
         )
         self._values: dict[str, Any] = {}
-        self._stepped = self._evaluated = False
+        self._stepped = False
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -116,14 +116,10 @@ class Watch:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Around an evaluation; the first one is compiled, so it is not watched."""
+        """Around an evaluation, which may take longer than a step."""
         self._log.flush()
-        with (
-            nullcontext() if self._evaluated else self._watchdog.paused(),
-            self.goodput.lost("evaluation"),
-        ):
+        with self._watchdog.patient(), self.goodput.lost("evaluation"):
             yield
-        self._evaluated = True
 
     def evaluated(self, step: int, found: Evaluation) -> None:
         """Writes what an evaluation found, and hands it to the loggers."""

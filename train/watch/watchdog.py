@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_HUNG = 1
-# The first step takes so many times as long: it is compiled.
+# The first step may take so many times as long, because it is compiled, and so may evaluations.
 FIRST = 4
 
 
@@ -22,7 +22,8 @@ class Watchdog:
     The stacks go to stderr and to a file; each hang is reported once.
 
     Args:
-      seconds: how long is too long, until the first `beat` `FIRST` times that; 0 never reports.
+      seconds: how long is too long, until the first `beat` and where it is `patient` `FIRST` times
+        that; 0 never reports.
       path: the file; appended to.
       ends: end the process after a report, with status 1.
     """
@@ -45,15 +46,16 @@ class Watchdog:
             self._step, self._last, self._limit = step, time.monotonic(), self._seconds
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Watches nothing inside: what is done there may take long, such as a first compilation."""
+    def patient(self) -> Iterator[None]:
+        """What is done inside may take `FIRST` times as long as a step."""
         with self._lock:
-            watching, self._last = self._last is not None, None
+            before, self._limit = self._limit, FIRST * self._seconds
+            self._last = time.monotonic()
         try:
             yield
         finally:
             with self._lock:
-                self._last = time.monotonic() if watching else None
+                self._limit, self._last = before, time.monotonic()
 
     def close(self) -> None:
         """Ends the thread."""

@@ -43,24 +43,31 @@ def test_each_hang_is_reported(tmp_path):
 def test_a_run_that_never_makes_its_first_step_is_reported(tmp_path):
     path = tmp_path / "stacks.txt"
     watchdog = Watchdog(SECONDS, path)
-    with watchdog.paused():
-        pass
     time.sleep(2 * FIRST * SECONDS)
     watchdog.close()
     assert path.read_text().count("after step 0") == 1
 
 
-def test_steps_the_first_compilation_and_pauses_are_no_hang(tmp_path):
+def test_an_evaluation_that_hangs_is_reported(tmp_path):
     path = tmp_path / "stacks.txt"
     watchdog = Watchdog(SECONDS, path)
-    with watchdog.paused():
-        time.sleep(2 * SECONDS)
-    time.sleep(2 * SECONDS)
+    watchdog.beat(5)
+    with watchdog.patient():
+        time.sleep(2 * FIRST * SECONDS)
+    watchdog.close()
+    assert path.read_text().count("after step 5") == 1
+
+
+def test_steps_the_first_compilation_and_evaluations_are_no_hang(tmp_path):
+    seconds = 0.6  # the machine may stall for most of it
+    path = tmp_path / "stacks.txt"
+    watchdog = Watchdog(seconds, path)
+    time.sleep(1.5 * seconds)
     for step in range(8):
         watchdog.beat(step)
-        time.sleep(SECONDS / 4)
-    with watchdog.paused():
-        time.sleep(2 * SECONDS)
+        time.sleep(seconds / 5)
+    with watchdog.patient():
+        time.sleep(1.5 * seconds)
     watchdog.close()
     assert not path.exists()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ import tyro
 
 from janus_jax.cli.common import mesh_of_all_devices, progress_bar
 from janus_jax.cli.parsing import parse
+from janus_jax.cpu_threads import cores
 from janus_jax.errors import InputError
 
 USAGE = """usage: janus-jax data {pack,encode,inspect,ids} ...
@@ -51,7 +51,7 @@ class Pack:
     out: Path
     captions: Literal["generation", "understanding", "both"] = "generation"
     max_broken: float = 0.01
-    workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = dataclasses.field(default_factory=cores)
     overwrite: bool = False
     json: bool = False
 

@@ -9,6 +9,7 @@ same bytes. Of the processes of a run one measures, and the others wait for its 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from janus_jax.cpu_threads import cores
 from janus_jax.errors import InputError, RunFailed
 from janus_jax.hosts import by_first, team
 from train.data.packing import Kind
@@ -117,16 +119,14 @@ def load_lengths(
     name = hashlib.sha256(content.encode()).hexdigest()[:16]
     folders = [data.directory / "lengths", *([fallback] if fallback else [])]
     paths = [folder / f"{kind}-{name}.npz" for folder in folders]
+    workers = workers or min(cores(), _MOST_WORKERS)
+    measure = functools.partial(_measured, paths, records, kind, preparation, workers, progress)
     found, others = _read(paths, len(records)), team()
-    workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
-
-    def measured() -> Lengths:
-        return found or _measured(paths, records, kind, preparation, workers, progress)
-
-    if others is None or not others.any(found is None):
-        return measured()
-    # Nothing is read after it where every host has files of its own.
-    return by_first(measured) or found or _read(paths, len(records)) or measured()
+    if others is not None and others.any(found is None):
+        made = by_first(lambda: found or measure())
+        found = found or made or _read(paths, len(records))
+    # Of several hosts, the others measure too where each has files of its own.
+    return found if found is not None else measure()
 
 
 def _measured(

@@ -1,5 +1,6 @@
 import json
-import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,13 +133,22 @@ def test_a_run_that_was_killed_as_it_began_goes_on(tmp_path: Path, monkeypatch, 
 def test_a_file_that_cannot_grow_is_said_and_the_same_call_goes_on(tmp_path: Path):
     """As on a full disk, where Riegeli raises an error of its own."""
     source, out = captions_jsonl(tmp_path), tmp_path / "out"
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    try:
-        with pytest.raises(InputError, match=r"shard '.*00000.array_record' cannot be written \("):
-            run([source], out)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    program = """
+import resource, sys
+from train.data.records.pack import PackSettings, pack
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+from pathlib import Path
+try:
+    pack(PackSettings((sys.argv[1],)), Path(sys.argv[2]), workers=1)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(source), str(out)], capture_output=True, text=True
+    )
+    shard = out / "generation" / "00000.array_record"
+    assert done.stdout.startswith(f"InputError shard '{shard}' cannot be written (")
+    assert done.stdout.count("\n") == 1 and "run the same command again" in done.stdout
     assert not list(out.rglob("*.array_record")) and not (out / "manifest.json").exists()
     assert run([source], out)["kinds"]["generation"]["records"] == COUNT
     assert not list(out.rglob(".*"))
