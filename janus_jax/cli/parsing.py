@@ -33,7 +33,7 @@ def parse(
         SystemExit: With status 0, after --help.
     """
     box = io.StringIO()
-    given = {} if default is None else {"default": default}
+    defaults = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(box):
             found = tyro.cli(
@@ -41,16 +41,18 @@ def parse(
                 args=list(argv),
                 prog=prog,
                 config=(tyro.conf.FlagCreatePairsOff, *config),
-                **given,
+                **defaults,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise InputError(flatten_parse_error(box.getvalue())) from None
+    # tyro takes --run_dir for --run-dir.
+    flags = {word.partition("=")[0].replace("_", "-") for word in argv}
     for name, path in _paths(found):
         flag = f"--{name.replace('_', '-')}"
-        given = any(word.partition("=")[0] == flag for word in argv)
-        check_local(flag if given else name.upper(), path, "copy it to or from the store yourself")
+        what = flag if flag in flags else name.upper()
+        check_local(what, path, "copy it to or from the store yourself")
     return found
 
 

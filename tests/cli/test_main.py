@@ -82,6 +82,8 @@ def test_the_version_is_printed(capsys):
         ("chat hello --image s3://b/a.png", "--image 's3://b/a.png'"),
         ("convert source gs://b/x", "DESTINATION 'gs://b/x'"),
         ("doctor --run-dir gs://b/x", "--run-dir 'gs://b/x'"),
+        ("doctor --run_dir gs://b/x", "--run-dir 'gs://b/x'"),
+        ("doctor --run_dir=gs://b/x", "--run-dir 'gs://b/x'"),
         ("plan janus-pro-1b-stage3 --compile --dump-hlo gs://b/x", "--dump-hlo 'gs://b/x'"),
         ("data pack a.jsonl --out gs://b/x", "--out 'gs://b/x'"),
         ("data pack a.jsonl --out=gs://b/x", "--out 'gs://b/x'"),

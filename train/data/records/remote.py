@@ -2,8 +2,8 @@
 
 s3fs and gcsfs do the work, with the credentials and settings that they find as their vendors' own
 tools do. What goes wrong becomes one of three: `FileNotFoundError` and `PermissionError`, which are
-about one object, and `InputError`, which is about the store: a package that is missing, no
-credentials, a server that does not answer.
+about one object, and `InputError`, which is about the store: a package that is missing, credentials
+that have expired, a server that does not answer.
 """
 
 from __future__ import annotations
@@ -28,9 +28,24 @@ _BLOCK = 2**22
 _TIMEOUT = 10.0
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 _SIGN_IN = {
-    "s3": "aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "s3": "aws configure or aws sso login, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS",
 }
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "TokenRetrievalError",
+    "SSOError",
+    "GoogleAuthError",
+}
+# Of the codes that s3fs makes PermissionErrors of, those that are about one object; the others are
+# about who asks. A number stands for an answer without a code.
+_DENIED = ("AccessDenied", "AllAccessDisabled", "InvalidObjectState", "403")
+# About who asks too, though no PermissionErrors.
+_BAD_TOKEN = ("401", "InvalidToken", "TokenRefreshRequired")
+# A 403 of Google's may be about how often was asked, of which gcsfs keeps only the text.
+_TOO_OFTEN = re.compile(r"(rate|quota).*exceed|exceed.*(rate|quota)", re.IGNORECASE)
 
 
 def is_address(name: str) -> bool:
@@ -95,17 +110,14 @@ def read_object(name: str, limit: int) -> bytes:
       InputError: the store cannot be used.
       FileNotFoundError, PermissionError: no such object, or access is denied.
     """
-    try:
-        return _ask(name, "cat_file", name, start=0, end=limit)
-    except _NothingThereError:
-        return b""
+    return _read(name, 0, limit)
 
 
 def open_object(name: str) -> io.BufferedReader:
     """Opens an object for reading, anywhere in it.
 
     Raises:
-      InputError: the store cannot be used; so do later reads.
+      InputError: the store cannot be used; so do later reads, also of an object that has changed.
       FileNotFoundError, PermissionError: no such object, or access is denied; so do later reads.
     """
     return io.BufferedReader(_Object(name, _ask(name, "info", name)["size"]), _BLOCK)
@@ -143,9 +155,13 @@ class _Object(io.RawIOBase):
         stop = min(self._at + len(buffer), self._size)
         if self._at >= stop:
             return 0
-        found = _ask(self._name, "cat_file", self._name, start=self._at, end=stop)
+        found = _read(self._name, self._at, stop)
         if len(found) != stop - self._at:
-            raise OSError(errno.EIO, "has become shorter while it was read", self._name)
+            raise InputError(
+                f"{self._name!r} has changed while it was read "
+                f"({len(found)} bytes where {stop - self._at} were)",
+                fix="run the same command again",
+            )
         buffer[: len(found)] = found
         self._at = stop
         return len(found)
@@ -153,6 +169,13 @@ class _Object(io.RawIOBase):
 
 class _NothingThereError(Exception):
     """A range of an object was asked for that has no byte in it."""
+
+
+def _read(name: str, start: int, stop: int) -> bytes:
+    try:
+        return _ask(name, "cat_file", name, start=start, end=stop)
+    except _NothingThereError:
+        return b""
 
 
 def _split(name: str) -> tuple[str, str, str]:
@@ -182,23 +205,48 @@ def _ask(name: str, method: str, *args: Any, **options: Any) -> Any:
             fix='pip install "janus-jax[remote]", or pip install -e ".[remote]" in the checkout',
         ) from error
     except Exception as error:
+        if scheme == "s3" and method == "info" and _code(error) in ("400", "403"):
+            _ask_for_code(name)
         raise _made_ours(name, scheme, error) from error
+
+
+def _ask_for_code(name: str) -> None:
+    """Raises what S3 says is wrong; the answers to HEAD have no room for it."""
+    _, bucket, key = _split(name)
+    if key.strip("/"):
+        _read(name, 0, 1)
+    else:
+        _ask(name, "call_s3", "list_objects_v2", Bucket=bucket, MaxKeys=1)
+
+
+def _code(error: Exception) -> str:
+    """The code of a store's answer, or else its status; empty for other errors."""
+    cause = getattr(error.__cause__, "response", None) or {}
+    return str(getattr(error, "code", None) or cause.get("Error", {}).get("Code") or "")
 
 
 def _made_ours(name: str, scheme: str, error: Exception) -> Exception:
     # The classes of four libraries, none of which need be installed: told apart by what they say.
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    cause = getattr(error.__cause__, "response", None) or {}
-    code = getattr(error, "code", None) or cause.get("Error", {}).get("Code")
+    code = _code(error)
     detail = " ".join(str(error).split()) or type(error).__name__
-    if str(code) in ("416", "InvalidRange"):
+    forbidden = detail.startswith("Forbidden") or code == "403"
+    if code in ("416", "InvalidRange"):
         return _NothingThereError()
-    if kinds & {"NoCredentialsError", "PartialCredentialsError", "GoogleAuthError"} or code == 401:
+    # Below a line with the object's name, which may hold these words.
+    if scheme == "gs" and forbidden and _TOO_OFTEN.search(str(error).split("\n", 1)[-1]):
         return InputError(
-            f"{name!r} cannot be read: no credentials that {scheme}:// takes ({detail})",
-            fix=_SIGN_IN[scheme],
+            f"{name!r} cannot be read now: {detail}", fix="wait, then run the same command again"
         )
-    if isinstance(error, PermissionError) or detail.startswith("Forbidden") or code == 403:
+    refused = isinstance(error, PermissionError) and code not in _DENIED
+    if refused or kinds & _NO_CREDENTIALS or code in _BAD_TOKEN:
+        why = f"{code}: {detail}" if code else detail
+        clock = code == "RequestTimeTooSkewed"
+        return InputError(
+            f"{name!r} cannot be read: no credentials that {scheme}:// takes ({why})",
+            fix="set this machine's clock" if clock else _SIGN_IN[scheme],
+        )
+    if isinstance(error, PermissionError) or forbidden:
         return PermissionError(errno.EACCES, f"access is denied: {detail}", name)
     return InputError(
         f"{name!r} cannot be read: {type(error).__name__}: {detail}",
@@ -211,7 +259,7 @@ def _file_system(scheme: str) -> Any:
     # Listings are not kept: what is there is asked for when it is needed.
     common: dict[str, Any] = dict(use_listings_cache=False, skip_instance_cache=True)
     # What the clients log, tracebacks among it, they also raise.
-    for library in ("s3fs", "gcsfs", "google"):
+    for library in ("s3fs", "aiobotocore", "botocore", "gcsfs", "google"):
         logging.getLogger(library).addHandler(logging.NullHandler())
     if scheme == "s3":
         from s3fs import S3FileSystem

@@ -172,7 +172,10 @@ def _picture(file: str, name: str) -> bytes:
         if not name.startswith(tuple(f"{scheme}://" for scheme in remote.SCHEMES)):
             raise ValueError(f"{name} is neither a path nor s3:// or gs://")
         return remote.read_object(name, MAX_IMAGE_BYTES + 1)
-    if remote.is_address(file) and not name.startswith("/"):
+    if remote.is_address(file):
+        if name.startswith("/"):
+            # A stranger's file is not to decide what is read of this machine's disk.
+            raise ValueError(f"{name} is of this machine, {file} is not")
         return remote.read_object(remote.beside(file, name), MAX_IMAGE_BYTES + 1)
     with (Path(file).parent / name).open("rb") as picture:
         return picture.read(MAX_IMAGE_BYTES + 1)

@@ -23,6 +23,8 @@ class Store(ThreadingHTTPServer):
 
     Attributes:
       refused: bucket/key -> status that every request for it gets.
+      reason: what such answers say: S3's code, Google's message; the usual ones where it is empty.
+      lost: bucket/key -> how many bytes of it are gone between asking its size and reading it.
       closed: asked of without credentials, it says 401.
       asked: of requests, method and path.
     """
@@ -34,6 +36,8 @@ class Store(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.root = root
         self.refused: dict[str, int] = {}
+        self.reason = ""
+        self.lost: dict[str, int] = {}
         self.closed = False
         self.asked: list[tuple[str, str]] = []
 
@@ -103,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             }
 
         if status := self.status(bucket, key):
-            error = {"code": status, "message": "refused"}
+            error = {"code": status, "message": self.server.reason or "refused"}
             self.answer(status, json.dumps({"error": error}).encode(), "application/json")
         elif media:
             self.content(bucket, key)
@@ -120,6 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         if status := self.status(bucket, key):
             missing = "NoSuchKey" if (self.server.root / bucket).is_dir() else "NoSuchBucket"
             code = {404: missing, 403: "AccessDenied"}.get(status, "InternalError")
+            code = self.server.reason if status in (400, 403) and self.server.reason else code
             text = f"<Error><Code>{code}</Code><Message>refused</Message></Error>"
             self.answer(status, text.encode(), "application/xml")
         elif key:
@@ -153,6 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def content(self, bucket: str, key: str) -> None:
         body = (self.server.root / bucket / key).read_bytes()
+        if self.command != "HEAD":
+            body = body[: len(body) - self.server.lost.get(f"{bucket}/{key}", 0)]
         asked = self.headers.get("Range", "")
         if not asked:
             return self.answer(200, body, "application/octet-stream")

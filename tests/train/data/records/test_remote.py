@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ def server(root: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def store(server: Store) -> Store:
-    server.refused, server.closed = {}, False
+    server.refused, server.reason, server.lost, server.closed = {}, "", {}, False
     server.asked.clear()
     return server
 
@@ -166,14 +167,63 @@ def test_a_picture_may_be_named_by_its_address(store: Store, tmp_path: Path, sch
     assert data.manifest["broken"]["reasons"] == reasons
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+REFUSALS = [
+    (
+        "s3",
+        400,
+        "ExpiredToken",
+        "cannot be read: no credentials that s3:// takes .ExpiredToken: .*fix: aws ",
+    ),
+    (
+        "s3",
+        400,
+        "InvalidToken",
+        "cannot be read: no credentials that s3:// takes .InvalidToken: .*fix: aws ",
+    ),
+    (
+        "s3",
+        403,
+        "InvalidAccessKeyId",
+        "cannot be read: no credentials that s3:// .*fix: aws configure",
+    ),
+    (
+        "s3",
+        403,
+        "SignatureDoesNotMatch",
+        "cannot be read: no credentials that s3:// .*fix: aws configure",
+    ),
+    (
+        "s3",
+        403,
+        "RequestTimeTooSkewed",
+        "cannot be read: no credentials that s3:// .*fix: set this machine's clock",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "status", "reason", "line"),
+    [
+        ("s3", 400, "", "cannot be read: .*fix: check the network"),
+        ("gs", 400, "", "cannot be read: .*fix: check the network"),
+        (
+            "gs",
+            403,
+            "User Rate Limit Exceeded",
+            "cannot be read now: .*fix: wait, then run the same",
+        ),
+        ("gs", 403, "The project exceeded the rate limit", "cannot be read now: .*fix: wait, then"),
+        *REFUSALS,
+    ],
+)
 def test_a_store_that_fails_ends_the_packing_and_the_same_call_goes_on(
-    store: Store, tmp_path: Path, monkeypatch, scheme
+    store: Store, tmp_path: Path, monkeypatch, scheme, status, reason, line
 ):
     monkeypatch.setattr(sources, "_LINES", 4)
     name = f"{scheme}://bucket/in/captions.jsonl"
-    store.refused["bucket/in/5.png"] = 400
-    with pytest.raises(InputError, match=f"'{scheme}://bucket/in/5.png' cannot be read: .*; fix: "):
+    store.refused["bucket/in/5.png"] = status
+    store.reason = reason
+    with pytest.raises(InputError, match=f"'{scheme}://bucket/in/5.png' {line}"):
         packed(tmp_path / "out", name, max_broken=1.0)
     assert not (tmp_path / "out" / "manifest.json").exists()
     store.refused.clear()
@@ -183,6 +233,65 @@ def test_a_store_that_fails_ends_the_packing_and_the_same_call_goes_on(
     assert files(tmp_path / "out") == files(
         packed(tmp_path / "here", f"{store.root}/bucket/in/captions.jsonl")
     )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "reason"),
+    [
+        *(("s3", code) for code in ("AccessDenied", "AllAccessDisabled", "InvalidObjectState")),
+        ("s3", "403"),
+        ("gs", "a@b does not have storage.objects.get access"),
+    ],
+)
+def test_a_picture_that_is_denied_is_a_broken_record(store: Store, tmp_path: Path, scheme, reason):
+    store.refused["bucket/in/5.png"] = 403
+    store.reason = reason
+    out = packed(tmp_path / "out", f"{scheme}://bucket/in/captions.jsonl", max_broken=0.2)
+    (broken,) = json.loads((out / "units" / "00000.json").read_text())["broken"]
+    assert broken["reason"] == "image file cannot be read"
+    assert "access is denied" in broken["detail"]
+
+
+def test_a_name_with_the_words_of_a_rate_limit_is_denied_like_any_other(
+    store: Store, tmp_path: Path
+):
+    store.refused["bucket/in/rate exceeded.png"] = 403
+    names = ["rate exceeded.png", "1.png"]
+    lines: list[object] = [{"image": f"gs://bucket/in/{n}", "caption": "x"} for n in names]
+    packed(tmp_path / "out", str(write_jsonl(tmp_path / "in.jsonl", lines)), max_broken=0.5)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_files_of_a_store_do_not_name_files_of_this_machine(store: Store, tmp_path: Path, scheme):
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(picture(1))
+    # However far up a relative path goes, it stays in its bucket.
+    names = [str(mine), f"/{mine}", "../" * 9 + str(mine)[1:], "../" * 9 + "in/2.png"]
+    (store.root / "bucket" / "odd").mkdir(exist_ok=True)
+    lines: list[object] = [{"image": name, "caption": "x"} for name in names]
+    write_jsonl(store.root / "bucket" / "odd" / "mine.jsonl", lines)
+    out = packed(tmp_path / "out", f"{scheme}://bucket/odd/mine.jsonl", max_broken=0.9)
+    data = open_records(out)
+    assert [r.images for r in data.kinds["generation"]] == [(picture(2),)]
+    reasons = {"image file cannot be read": 2, "image file is missing": 1}
+    assert data.manifest["broken"]["reasons"] == reasons
+    (first, *_) = json.loads((out / "units" / "00000.json").read_text())["broken"]
+    assert first["detail"].startswith(
+        f"{mine} is of this machine, {scheme}://bucket/odd/mine.jsonl"
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("all_of_it", [False, True])
+@pytest.mark.parametrize("name", ["captions.jsonl", "one.tar", "one.parquet"])
+def test_an_object_that_becomes_shorter_while_it_is_read_is_one_line(
+    store: Store, tmp_path: Path, capfd, scheme, name, all_of_it
+):
+    size = (store.root / "bucket" / "in" / name).stat().st_size
+    store.lost[f"bucket/in/{name}"] = size if all_of_it else 1
+    found = one_line(capfd, [f"{scheme}://bucket/in/{name}", "--out", str(tmp_path / "out")])
+    assert found.startswith(f"'{scheme}://bucket/in/{name}' has changed while it was read (")
+    assert found.endswith("; fix: run the same command again\n")
 
 
 def one_line(capfd: pytest.CaptureFixture[str], argv: list[str]) -> str:
@@ -222,6 +331,19 @@ def test_an_input_that_is_not_there_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("scheme", "status", "reason", "line"), REFUSALS)
+@pytest.mark.parametrize(
+    ("name", "refused"), [("in/one.tar", "in/one.tar"), ("in/*.tar", "in"), ("*.tar", "")]
+)
+def test_an_input_refused_for_the_credentials_says_so(
+    store: Store, tmp_path: Path, capfd, scheme, status, reason, line, name, refused
+):
+    store.refused[f"bucket/{refused}"] = status
+    store.reason = reason
+    found = one_line(capfd, [f"{scheme}://bucket/{name}", "--out", str(tmp_path / "out")])
+    assert re.search(line, found), found
+
+
 def test_without_credentials_it_says_where_to_get_them(
     store: Store, new_clients, tmp_path: Path, monkeypatch, capfd
 ):
@@ -239,6 +361,27 @@ def test_without_credentials_it_says_where_to_get_them(
     remote._file_system.cache_clear()
     found = one_line(capfd, ["gs://bucket/in/one.tar", "--out", out])
     assert "key.json was not found" in found and "fix: gcloud auth" in found
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        "sso_start_url = http://127.0.0.1:9\nsso_region = x\nsso_account_id = 1\nsso_role_name = r",
+        "sso_session = s\nsso_account_id = 1\nsso_role_name = r\n"
+        "[sso-session s]\nsso_start_url = http://127.0.0.1:9\nsso_region = x",
+        "credential_process = false",
+    ],
+)
+def test_a_sign_in_that_is_over_is_no_credentials(
+    store: Store, new_clients, tmp_path: Path, monkeypatch, capfd, profile
+):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config").write_text(f"[default]\nregion = x\n{profile}\n")
+    found = one_line(capfd, ["s3://bucket/in/one.tar", "--out", str(tmp_path / "out")])
+    assert "no credentials that s3:// takes" in found and "or aws sso login" in found
 
 
 def test_credentials_are_found_where_the_vendors_tools_find_them(
