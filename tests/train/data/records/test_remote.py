@@ -2,106 +2,22 @@
 
 import dataclasses
 import json
-import logging
-import os
-import re
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from janus_jax.cli import main
 from janus_jax.errors import InputError
 from tests.train.data.records.files import (
     COUNT,
-    captions_jsonl,
-    captions_parquet,
-    captions_tar,
     picture,
     write_jsonl,
 )
-from tests.train.data.records.object_store import Store, serve
+from tests.train.data.records.object_store import Store
+from tests.train.data.records.remote_store import REFUSALS, SCHEMES, files, one_line, packed
 from train import own_data
 from train.data.records import remote, sources
-from train.data.records.pack import PackSettings, pack
 from train.data.records.shards import open_records
 from train.presets import PRESETS
-
-SCHEMES = ["s3", "gs"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Buckets: what is in bucket/in, each format twice, is what the tests pack."""
-    root = tmp_path_factory.mktemp("buckets")
-    folder = root / "bucket" / "in"
-    (folder / "more").mkdir(parents=True)
-    captions_jsonl(folder)
-    for name in ("one.tar", "two.tar", "three.tar.gz"):
-        captions_tar(folder / name)
-    for name in ("one.parquet", "two.parquet"):
-        captions_parquet(folder / name)
-    # A name that addresses have to quote, a file of no bytes, and one of too many.
-    (folder / "a b+ü#1%.png").write_bytes(picture(1))
-    (folder / "empty.png").touch()
-    (folder / "large.png").write_bytes(picture(1) + bytes(500))
-    (folder / "more" / "0.png").write_bytes(picture(3))
-    names = ["0.png", "empty.png", "large.png", "gone.png", "a b+ü#1%.png", "more/0.png"]
-    lines = [{"image": f"../{name}", "caption": "x"} for name in names]
-    write_jsonl(folder / "more" / "odd.jsonl", lines)
-    return root
-
-
-@pytest.fixture(scope="module")
-def server(root: Path) -> Iterator[Store]:
-    with serve(root) as server, pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
-            patch.delenv(name)
-        for name in ("AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST"):
-            patch.setenv(name, server.url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_MAX_ATTEMPTS", "1")
-        # Nobody is asked who this machine is.
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("NO_GCE_CHECK", "true")
-        remote._file_system.cache_clear()
-        yield server
-        remote._file_system.cache_clear()
-
-
-@pytest.fixture
-def store(server: Store) -> Store:
-    server.refused, server.reason, server.lost, server.closed = {}, "", {}, False
-    server.asked.clear()
-    return server
-
-
-@pytest.fixture
-def new_clients(store: Store) -> Iterator[None]:
-    """For tests that change what clients are made from."""
-    remote._file_system.cache_clear()
-    yield
-    remote._file_system.cache_clear()
-
-
-def packed(out: Path, *inputs: str, workers: int = 1, max_broken: float = 0.0) -> Path:
-    pack(PackSettings(inputs, "both"), out, workers=workers, max_broken=max_broken)
-    return out
-
-
-def files(packed_set: Path) -> dict[str, bytes]:
-    """What a set holds, without what the sources' names are in."""
-    return {
-        path.relative_to(packed_set).as_posix(): path.read_bytes()
-        for path in packed_set.rglob("*")
-        if path.is_file() and path.name not in ("plan.json", "manifest.json")
-    }
-
 
 INPUTS = [
     ["in/captions.jsonl"],
@@ -165,40 +81,6 @@ def test_a_picture_may_be_named_by_its_address(store: Store, tmp_path: Path, sch
     assert [r.images for r in data.kinds["generation"]] == [(picture(3),)]
     reasons = {"image file cannot be read": 1, "image file is missing": 1}
     assert data.manifest["broken"]["reasons"] == reasons
-
-
-REFUSALS = [
-    (
-        "s3",
-        400,
-        "ExpiredToken",
-        "cannot be read: no credentials that s3:// takes .ExpiredToken: .*fix: aws ",
-    ),
-    (
-        "s3",
-        400,
-        "InvalidToken",
-        "cannot be read: no credentials that s3:// takes .InvalidToken: .*fix: aws ",
-    ),
-    (
-        "s3",
-        403,
-        "InvalidAccessKeyId",
-        "cannot be read: no credentials that s3:// .*fix: aws configure",
-    ),
-    (
-        "s3",
-        403,
-        "SignatureDoesNotMatch",
-        "cannot be read: no credentials that s3:// .*fix: aws configure",
-    ),
-    (
-        "s3",
-        403,
-        "RequestTimeTooSkewed",
-        "cannot be read: no credentials that s3:// .*fix: set this machine's clock",
-    ),
-]
 
 
 @pytest.mark.parametrize(
@@ -292,146 +174,6 @@ def test_an_object_that_becomes_shorter_while_it_is_read_is_one_line(
     found = one_line(capfd, [f"{scheme}://bucket/in/{name}", "--out", str(tmp_path / "out")])
     assert found.startswith(f"'{scheme}://bucket/in/{name}' has changed while it was read (")
     assert found.endswith("; fix: run the same command again\n")
-
-
-def one_line(capfd: pytest.CaptureFixture[str], argv: list[str]) -> str:
-    with pytest.MonkeyPatch.context() as patch:
-        # Without pytest's own, what a client logs would go to stderr, as it does for a user.
-        patch.setattr(logging.getLogger(), "handlers", [])
-        assert main.run(["data", "pack", *argv]) == 2
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1), err
-    return err.removeprefix("janus-jax: error: ")
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [
-        (
-            "bucket/in/gone.jsonl",
-            "'{0}://bucket/in/gone.jsonl' does not exist; fix: check the path",
-        ),
-        ("bucket/in/*.gone", "no file matches '{0}://bucket/in/*.gone'; fix: check the pattern"),
-        ("bucket/in/**", "'{0}://bucket/in/**' holds **; allowed: *, ? and"),
-        ("bucket/in/more/../x?.tar", "no file matches"),
-        ("gone/a.jsonl", "there is no bucket '{0}://gone'; fix: check its name"),
-        ("gone/in/*.tar", "there is no bucket '{0}://gone'; fix: check its name"),
-        ("bucket/in/0.png", "'{0}://bucket/in/0.png' has an unknown suffix; allowed: .jsonl"),
-        ("/in/a.jsonl", "'{0}:///in/a.jsonl' is no address that can be read; allowed: a path"),
-        ("bucket/in/two.parquet", "'{0}://bucket/in/two.parquet' cannot be read (access is"),
-    ],
-)
-def test_an_input_that_is_not_there_is_one_line(
-    store: Store, tmp_path: Path, capfd, scheme, name, line
-):
-    store.refused["bucket/in/two.parquet"] = 403
-    found = one_line(capfd, [f"{scheme}://{name}", "--out", str(tmp_path / "out")])
-    assert found.startswith(line.format(scheme))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("scheme", "status", "reason", "line"), REFUSALS)
-@pytest.mark.parametrize(
-    ("name", "refused"), [("in/one.tar", "in/one.tar"), ("in/*.tar", "in"), ("*.tar", "")]
-)
-def test_an_input_refused_for_the_credentials_says_so(
-    store: Store, tmp_path: Path, capfd, scheme, status, reason, line, name, refused
-):
-    store.refused[f"bucket/{refused}"] = status
-    store.reason = reason
-    found = one_line(capfd, [f"{scheme}://bucket/{name}", "--out", str(tmp_path / "out")])
-    assert re.search(line, found), found
-
-
-def test_without_credentials_it_says_where_to_get_them(
-    store: Store, new_clients, tmp_path: Path, monkeypatch, capfd
-):
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    store.closed = True
-    out = str(tmp_path / "out")
-    found = one_line(capfd, ["s3://bucket/in/one.tar", "--out", out])
-    assert "no credentials that s3:// takes" in found and "fix: aws configure" in found
-    found = one_line(capfd, ["gs://bucket/in/one.tar", "--out", out])
-    assert "no credentials that gs:// takes" in found and "fix: gcloud auth" in found
-    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
-    remote._file_system.cache_clear()
-    found = one_line(capfd, ["gs://bucket/in/one.tar", "--out", out])
-    assert "key.json was not found" in found and "fix: gcloud auth" in found
-
-
-@pytest.mark.parametrize(
-    "profile",
-    [
-        "sso_start_url = http://127.0.0.1:9\nsso_region = x\nsso_account_id = 1\nsso_role_name = r",
-        "sso_session = s\nsso_account_id = 1\nsso_role_name = r\n"
-        "[sso-session s]\nsso_start_url = http://127.0.0.1:9\nsso_region = x",
-        "credential_process = false",
-    ],
-)
-def test_a_sign_in_that_is_over_is_no_credentials(
-    store: Store, new_clients, tmp_path: Path, monkeypatch, capfd, profile
-):
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "config").write_text(f"[default]\nregion = x\n{profile}\n")
-    found = one_line(capfd, ["s3://bucket/in/one.tar", "--out", str(tmp_path / "out")])
-    assert "no credentials that s3:// takes" in found and "or aws sso login" in found
-
-
-def test_credentials_are_found_where_the_vendors_tools_find_them(
-    store: Store, new_clients, tmp_path: Path, monkeypatch
-):
-    store.closed = True
-    packed(tmp_path / "s3", "s3://bucket/in/one.tar")
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-    account = {"type": "service_account", "client_email": "a@b.iam.gserviceaccount.com"}
-    account |= {"private_key": pem, "token_uri": f"{store.url}/token"}
-    file = tmp_path / "account.json"
-    file.write_text(json.dumps(account))
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
-    # Where an emulator is named no credentials are sent, so this one must pass for Google's own.
-    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
-    monkeypatch.setattr("gcsfs.core._location", lambda *_: store.url)
-    packed(tmp_path / "gs", "gs://bucket/in/one.tar")
-    assert files(tmp_path / "gs") == files(tmp_path / "s3")
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_server_that_is_not_there_is_said_in_seconds(
-    new_clients, tmp_path: Path, monkeypatch, capfd, scheme
-):
-    for name in ("AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    start = time.monotonic()
-    found = one_line(capfd, [f"{scheme}://bucket/in/*.tar", "--out", str(tmp_path / "out")])
-    assert time.monotonic() - start < 15
-    assert f"'{scheme}://bucket/in' cannot be read: " in found and "127.0.0.1:9" in found
-    assert "fix: check the network and the address of the server" in found
-
-
-@pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
-def test_without_its_package_it_says_what_to_install(
-    new_clients, tmp_path: Path, monkeypatch, capfd, scheme, package
-):
-    for module in [name for name in sys.modules if name.split(".")[0] == package]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, package, None)
-    found = one_line(capfd, [f"{scheme}://bucket/in/one.tar", "--out", str(tmp_path / "out")])
-    assert f"needs {package}, which is not installed" in found
-    assert 'fix: pip install "janus-jax[remote]"' in found
-
-
-@pytest.mark.parametrize("scheme", ["http", "hf", "az", "file"])
-def test_other_schemes_are_refused(tmp_path: Path, capfd, scheme):
-    found = one_line(capfd, [f"{scheme}://host/a.tar", "--out", str(tmp_path / "out")])
-    assert "allowed: a path of this machine, s3://BUCKET/OBJECT, gs://BUCKET/OBJECT" in found
 
 
 def test_a_run_packs_files_of_a_store(store: Store, debug_dir: Path, tmp_path: Path):
