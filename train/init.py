@@ -22,6 +22,7 @@ from janus_jax.processing.tokenizer import Tokenizer
 from janus_jax.sharding import param_shardings
 from train import rundir
 from train.config import PARTS, TrainConfig
+from train.data.records.prepare import Preparation
 from train.data.samples import emoji_tokenizer
 from train.state import stored
 
@@ -41,6 +42,13 @@ class Origin:
     model: JanusConfig
     tokenizer: Tokenizer
     processor: ProcessorConfig
+
+    def preparation(self) -> Preparation:
+        """How records become samples, as far as their lengths go."""
+        model = self.model
+        return Preparation(
+            self.tokenizer, self.processor, model.num_image_tokens, model.vq.codebook_size
+        )
 
 
 def find_origin(config: TrainConfig, run_dir: Path) -> Origin:
@@ -114,7 +122,7 @@ def initial_parts(
     config: TrainConfig,
     run_dir: Path,
     model: JanusConfig,
-    mesh: Mesh,
+    mesh: Mesh | None,
     wanted: Collection[str],
 ) -> dict[str, nnx.State]:
     """Parts that come from earlier runs, or from model directories.
@@ -123,7 +131,7 @@ def initial_parts(
       config: the preset; its `init` says `part=run`.
       run_dir: this run's directory; runs are looked for beside it.
       model: the architecture.
-      mesh: where the parameters go, but for the tokenizer's.
+      mesh: where the parameters go, but for the tokenizer's; None: to the default device.
       wanted: parts to read, those that `init` does not name left out.
 
     Returns:
@@ -151,11 +159,9 @@ def initial_parts(
         # A process needs no other one to read the tokenizer.
         own = [part for part in parts if part == "vq"]
         spread = [part for part in parts if part != "vq"]
-        if own:
-            like = stored(nnx.State({part: shapes[part] for part in own}), config)
-            loaded |= dict(restore_params(directory / "params", like, partial=True))
-        if spread:
-            like = stored(nnx.State({part: shapes[part] for part in spread}), config)
-            where = param_shardings(like, mesh)
-            loaded |= dict(restore_params(directory / "params", like, where, partial=True))
+        for some, over in ((own, None), (spread, mesh)):
+            if some:
+                like = stored(nnx.State({part: shapes[part] for part in some}), config)
+                where = param_shardings(like, over) if over else None
+                loaded |= dict(restore_params(directory / "params", like, where, partial=True))
     return loaded

@@ -27,7 +27,6 @@ from janus_jax.hosts import by_first
 from janus_jax.manifest import read_json
 from janus_jax.models.janus import JanusModel
 from janus_jax.nn.layers import ShapesOnly
-from janus_jax.sharding import make_mesh
 from train import rundir
 from train.config import Mixture, TrainConfig
 from train.data.mixture import parse_data
@@ -37,7 +36,6 @@ from train.data.records.encode import encode
 from train.data.records.lengths import load_lengths
 from train.data.records.pack import PackSettings, pack
 from train.data.records.parting import part
-from train.data.records.prepare import Preparation
 from train.data.records.shards import open_records, read_manifest
 from train.data.records.sources import is_file_input
 from train.data.schedule import LengthTable, Schedule
@@ -186,8 +184,7 @@ class _Encoder(nnx.Module):
 def _encode(
     packed: Path, out: Path, config: TrainConfig, model: JanusConfig, run_dir: Path
 ) -> None:
-    mesh = make_mesh({"fsdp": 1}, jax.local_devices()[:1])
-    given = initial_parts(config, run_dir, model, mesh, {"vq"})
+    given = initial_parts(config, run_dir, model, None, {"vq"})
     if "vq" not in given:
         raise InputError(
             "pictures to draw need image tokens, and the run has no tokenizer to make them",
@@ -220,10 +217,7 @@ def fit(config: TrainConfig, origin: Origin, run_dir: Path) -> TrainConfig:
     Raises:
       InputError: the data sets hold no usable sample.
     """
-    model = origin.model
-    preparation = Preparation(
-        origin.tokenizer, origin.processor, model.num_image_tokens, model.vq.codebook_size
-    )
+    preparation = origin.preparation()
     tables: dict[Kind, LengthTable] = {}
     sets = [open_records(s.directory) for s in parse_data(config.data)]
     limit = config.length or LONGEST

@@ -112,10 +112,7 @@ def find_examples(origin: Origin, data: Mapping[str, Sequence[str]]) -> Examples
     Raises:
       RunFailed: storage goes on failing.
     """
-    model = origin.model
-    preparation = Preparation(
-        origin.tokenizer, origin.processor, model.num_image_tokens, model.vq.codebook_size
-    )
+    preparation = origin.preparation()
     captions: dict[str, list[str]] = {}
     codes: list[np.ndarray] = []
     questions: dict[str, list[Question]] = {}
